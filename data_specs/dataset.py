@@ -1,0 +1,294 @@
+"""Data sets: where the videos are and which of them, in which order.
+
+A data set is a YAML spec (shipped by name, or a file) or simply a list file. Lists come in the three usual formats:
+
+    path_label   `some/path.mp4 17`: VideoMAE's; the label may also follow a comma or a tab; paths may hold spaces
+    csv          comma-separated with a header that names a path column, or columns that the spec's `path_template` uses
+    paths        one path per line
+
+The order of the list decides which video is in which shard, so a store remembers the list's digest.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import io
+import os
+import re
+import string
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import jsonargparse
+import yaml
+
+ListFormat = Literal["auto", "path_label", "csv", "paths"]
+PATH_COLUMNS = ("path", "video_path", "video", "filename", "file")
+_PATH_LABEL = re.compile(r"(?P<path>.*\S)(?:\s*,\s*|\s+)-?\d+")
+
+
+class DatasetError(ValueError):
+    """A spec, list or root that cannot be used; the message names the file, the line and the way out."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """Where a data set's videos and lists are."""
+
+    name: str
+    """Name under which the data set is written into the store."""
+    lists: dict[str, str]
+    """List file of each split, relative to the root."""
+    split: str = "train"
+    """The split that is taken where none is asked for."""
+    format: ListFormat = "auto"
+    """Format of the lists; `auto` tells them apart by their lines."""
+    root_env: str | None = None
+    """Environment variable that holds the root folder where `--root` is not given."""
+    root: str | None = None
+    """Root folder where neither `--root` nor the environment variable is given."""
+    path_template: str | None = None
+    """For csv lists without a path column: the path from the other columns, e.g. `{label}/{youtube_id}.mp4`;
+    numbers may be formatted, e.g. `{time_start:06d}`."""
+    id_column: str | None = None
+    """For csv lists: the column that holds the video's id; otherwise the path is the id."""
+    start_stride: int = 4
+    """Start stride for recipes that leave it to the data set: it must divide the training clip's tubelet size times
+    its frame stride (2 x 4 for Kinetics, 2 x 3 for Something-Something V2)."""
+    rendered: bool = False
+    """The videos are rendered into the root folder when they are not there (the demo)."""
+
+    def __post_init__(self) -> None:
+        if self.start_stride < 1:
+            raise DatasetError(f"start_stride is {self.start_stride}, must be 1 or more")
+        if self.split not in self.lists:
+            raise DatasetError(f"split {self.split} has no list; lists has {', '.join(self.lists) or 'none'}")
+        for _, field, _, _ in string.Formatter().parse(self.path_template or ""):
+            if field is not None and not field.isidentifier():
+                raise DatasetError(f"path_template may only name columns, has {{{field}}}")
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoEntry:
+    """One line of a list."""
+
+    index: int
+    """Position in the list, from 0."""
+    id: str
+    """The list's id of the video; its path where the list has none."""
+    path: str
+    """Path relative to the data set's root, with forward slashes."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoList:
+    """The videos of one split, in list order, and where they are."""
+
+    dataset: str
+    split: str
+    root: Path
+    entries: tuple[VideoEntry, ...]
+    start_stride: int
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the ids and paths in list order: two lists with one digest shard the same way."""
+        return list_digest([(e.id, e.path) for e in self.entries])
+
+    def shard(self, shard: int, num_shards: int) -> tuple[VideoEntry, ...]:
+        """The videos of shard `shard` of `num_shards`: every num_shards-th entry, in list order."""
+        return self.entries[shard::num_shards]
+
+    def limited(self, limit: int) -> "VideoList":
+        """The list's first `limit` videos."""
+        return dataclasses.replace(self, entries=self.entries[:limit])
+
+
+def list_digest(ids_and_paths: Sequence[tuple[str, str]]) -> str:
+    """SHA-256, in hex, of `id<TAB>path<NEWLINE>` for each video in list order, in UTF-8."""
+    digest = hashlib.sha256()
+    for video_id, path in ids_and_paths:
+        digest.update(f"{video_id}\t{path}\n".encode())
+    return digest.hexdigest()
+
+
+def dataset_names() -> list[str]:
+    """Names of the data set specs that ship with the project."""
+    return sorted(p.name.removesuffix(".yaml") for p in _shipped().iterdir() if p.name.endswith(".yaml"))
+
+
+def load_spec(file: str) -> DatasetSpec:
+    """Load a shipped spec by name or a YAML file by path; raises DatasetError with every problem of the file."""
+    where = f"data set {file}"
+    if file in dataset_names():
+        text = (_shipped() / f"{file}.yaml").read_text(encoding="utf-8")
+    else:
+        text = _read(Path(file), where)
+    try:
+        fields = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise DatasetError(f"{where}: not YAML: {error}") from error
+    if not isinstance(fields, dict):
+        raise DatasetError(f"{where}: must be a mapping of fields, is {type(fields).__name__}")
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(DatasetSpec)
+    try:
+        return DatasetSpec(**vars(parser.parse_object(fields)))
+    except (jsonargparse.ArgumentError, DatasetError, TypeError) as error:
+        raise DatasetError(f"{where}: {error}") from error
+
+
+def load_videos(
+    dataset: str, root: str | None = None, split: str | None = None, list_file: str | None = None
+) -> VideoList:
+    """Load the list of a data set given as NAME, SPEC.yaml or LIST.
+
+    root: folder that the paths are relative to; without it the spec's environment variable, then the spec's own.
+    list_file: takes the place of the spec's list of that split.
+    Raises DatasetError for an unknown name, a missing root or list, a path outside the root, a duplicate id.
+    """
+    spec = _spec_of(dataset)
+    split = split or spec.split
+    if list_file is None and split not in spec.lists:
+        raise DatasetError(f"data set {spec.name} has no split {split}: it has {', '.join(spec.lists)}")
+    folder = _root(spec, root)
+    if spec.rendered and not folder.exists():
+        from data_specs.demo_clips import render_demo_clips  # noqa: PLC0415 (only the demo needs OpenCV here)
+
+        render_demo_clips(folder)
+    if not folder.is_dir():
+        raise DatasetError(f"root {folder} of data set {spec.name} is not a folder; give it with --root")
+    path = Path(list_file) if list_file else folder / spec.lists[split]
+    hint = "" if list_file else f" (the {split} list of {spec.name}; another one is given with --list)"
+    entries = parse_list(_read(path, f"list {path}{hint}"), spec, where=f"list {path}", root=folder)
+    return VideoList(
+        dataset=spec.name, split=split, root=folder, entries=entries, start_stride=spec.start_stride
+    )
+
+
+def parse_list(text: str, spec: DatasetSpec, where: str, root: Path) -> tuple[VideoEntry, ...]:
+    """Parse a list's text; `where` names it in an error. All problems are reported at once."""
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if not lines:
+        raise DatasetError(f"{where}: is empty")
+    list_format = spec.format if spec.format != "auto" else _detect_format([line for _, line in lines], spec)
+    problems: list[str] = []
+    rows: list[tuple[int, str, str]] = []
+    if list_format == "csv":
+        rows = _csv_rows(text, spec, where, problems)
+    else:
+        for number, line in lines:
+            match = _PATH_LABEL.fullmatch(line) if list_format == "path_label" else None
+            if list_format == "path_label" and match is None:
+                problems.append(f"line {number}: no label after the path: {line!r}")
+                continue
+            path = match["path"] if match else line
+            rows.append((number, path, path))
+    entries: list[VideoEntry] = []
+    first_line: dict[str, int] = {}
+    for number, video_id, path in rows:
+        relative = _relative_path(path, root)
+        if relative is None:
+            problems.append(f"line {number}: {path!r} is not below the root {root}")
+            continue
+        clean_id = relative if video_id == path else video_id
+        if clean_id in first_line:
+            problems.append(f"line {number}: {clean_id!r} is already on line {first_line[clean_id]}")
+            continue
+        first_line[clean_id] = number
+        entries.append(VideoEntry(len(entries), clean_id, relative))
+    if problems:
+        shown = "\n  ".join(problems[:20])
+        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise DatasetError(f"{where}: {len(problems)} problem(s)\n  {shown}{more}")
+    return tuple(entries)
+
+
+def _spec_of(dataset: str) -> DatasetSpec:
+    if dataset in dataset_names() or dataset.endswith((".yaml", ".yml")):
+        return load_spec(dataset)
+    path = Path(dataset)
+    if path.is_file():
+        return DatasetSpec(name=path.stem, lists={"train": str(path.absolute())})
+    raise DatasetError(
+        f"data set {dataset}: neither a shipped name ({', '.join(dataset_names())}) nor a file; "
+        "give a name, a SPEC.yaml or a list file"
+    )
+
+
+def _root(spec: DatasetSpec, root: str | None) -> Path:
+    from_env = os.environ.get(spec.root_env) if spec.root_env else None
+    chosen = root or from_env or spec.root
+    if not chosen:
+        variable = f" or set {spec.root_env}" if spec.root_env else ""
+        raise DatasetError(f"data set {spec.name}: where are its videos? Give --root DIR{variable}")
+    return Path(chosen).expanduser().absolute()
+
+
+def _detect_format(lines: list[str], spec: DatasetSpec) -> ListFormat:
+    header = [column.strip().lower() for column in lines[0].split(",")]
+    if spec.path_template or set(header) & set(PATH_COLUMNS):
+        return "csv"
+    return "path_label" if all(_PATH_LABEL.fullmatch(line) for line in lines) else "paths"
+
+
+def _csv_rows(text: str, spec: DatasetSpec, where: str, problems: list[str]) -> list[tuple[int, str, str]]:
+    reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
+    columns = [str(column).strip() for column in reader.fieldnames or []]
+    reader.fieldnames = columns
+    path_column = next((c for c in columns if c.lower() in PATH_COLUMNS), None)
+    if path_column is None and spec.path_template is None:
+        raise DatasetError(
+            f"{where}: its header {', '.join(columns)} names no path column ({', '.join(PATH_COLUMNS)}); "
+            "give the spec a path_template"
+        )
+    if spec.id_column is not None and spec.id_column not in columns:
+        raise DatasetError(f"{where}: no column {spec.id_column}; it has {', '.join(columns)}")
+    rows = []
+    for row in reader:
+        number = reader.line_num
+        try:
+            if spec.path_template is not None:
+                path = _fill_template(spec.path_template, row)
+            else:
+                path = (row[str(path_column)] or "").strip()
+        except (KeyError, ValueError) as error:
+            problems.append(f"line {number}: path_template {spec.path_template!r} does not fit: {error!r}")
+            continue
+        if not path:
+            problems.append(f"line {number}: the column {path_column} is empty")
+            continue
+        rows.append((number, (row[spec.id_column] or "").strip() if spec.id_column else path, path))
+    return rows
+
+
+def _fill_template(template: str, row: dict[str, str]) -> str:
+    """The template with the row's values; a field with a format such as `:06d` takes its value as a number."""
+    fields = {field: spec for _, field, spec, _ in string.Formatter().parse(template) if field}
+    return template.format(**{f: int(row[f]) if (spec or "").endswith("d") else row[f] for f, spec in fields.items()})
+
+
+def _relative_path(path: str, root: Path) -> str | None:
+    """`path` relative to `root` with forward slashes, or None where it leaves the root."""
+    if path.startswith("/"):
+        try:
+            path = str(Path(path).relative_to(root))
+        except ValueError:
+            return None
+    parts = PurePosixPath(path).parts
+    return None if ".." in parts or not parts else str(PurePosixPath(*parts))
+
+
+def _read(path: Path, where: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DatasetError(f"{where}: cannot be read: {error.strerror}: {path}") from error
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{where}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+def _shipped() -> Any:
+    return resources.files("data_specs") / "datasets"

@@ -1,0 +1,48 @@
+"""How positions and histograms become the store's integers, and back. Axis legend: N points, L steps, B bins."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_specs.schema import UNIT_PX
+
+MAX_STEP_PX = 32767 * UNIT_PX
+"""Longest step that a displacement can hold, along either axis (just under 512 px)."""
+_HOG_LEVELS = 254  # 255 is the fill value
+
+
+def encode_positions(positions: NDArray[np.floating]) -> NDArray[np.int16]:
+    """Positions (N, L + 1, 2) in pixels to displacements (N, L, 2) in units of 1/64 px.
+
+    What is rounded is each position's distance from the first one, not each step: the running sum of the
+    displacements is at most half a unit off at every step and does not drift.
+    Raises ValueError for a step that does not fit.
+    """
+    units = np.rint((positions - positions[:, :1]) / UNIT_PX)
+    steps = np.diff(units, axis=1)
+    # rounding can push a step of just MAX_STEP_PX over by one unit
+    if steps.size and not np.abs(steps).max() <= 32767:
+        raise ValueError(f"a step of {np.abs(steps).max() * UNIT_PX} px; the longest that fits is {MAX_STEP_PX} px")
+    return steps.astype(np.int16)
+
+
+def decode_positions(displacement: NDArray[np.int16], first: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Displacements (N, L, 2) and the grid points (N, 2) to positions (N, L + 1, 2) in pixels."""
+    steps = np.cumsum(displacement.astype(np.int64), axis=1) * UNIT_PX
+    return np.asarray(first[:, None] + np.concatenate([np.zeros_like(steps[:, :1]), steps], axis=1))
+
+
+def encode_hog(hog: NDArray[np.floating]) -> tuple[NDArray[np.uint8], np.float32]:
+    """Histograms (N, L, B), all >= 0, of one start row to (codes, scale): code = 254 * sqrt(value / scale).
+
+    The scale is the row's largest value. The square root spends the levels where the values are: a histogram's
+    small bins keep their relative size when it is standardised.
+    """
+    scale = np.float32(hog.max(initial=0.0))
+    if scale <= 0:
+        return np.zeros(hog.shape, dtype=np.uint8), np.float32(0)
+    return np.rint(np.sqrt(hog / scale) * _HOG_LEVELS).astype(np.uint8), scale
+
+
+def decode_hog(codes: NDArray[np.uint8], scale: float) -> NDArray[np.float32]:
+    """The inverse of `encode_hog`, float32 (N, L, B), in the histograms' own unit."""
+    return np.square(codes.astype(np.float32) / _HOG_LEVELS) * np.float32(scale)

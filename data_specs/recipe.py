@@ -1,0 +1,147 @@
+"""Recipes: every option that changes what is in a track store, and nothing else.
+
+A recipe is a YAML file of the fields of `Recipe`. It may name another one under `extends` and change some of
+its fields. The resolved recipe is written into the store, and a store takes only videos of the recipe it was
+begun with.
+"""
+
+import dataclasses
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonargparse
+import yaml
+
+Flow = Literal["tvl1", "dis"]
+CameraFeature = Literal["surf", "sift", "orb", "corners"]
+
+
+class RecipeError(ValueError):
+    """A recipe that does not exist or does not make sense; the message names the file, field and value."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What to extract. Lengths are in pixels of the tracked frames, times in frames."""
+
+    name: str
+    """Name under which the recipe is written into the store."""
+    length: int = 6
+    """L, the number of steps of a trajectory (MME section 3.3: 6)."""
+    frame_step: int = 1
+    """Frames from one position of a trajectory to the next."""
+    start_stride: int | None = None
+    """Trajectories start at multiples of this frame number; null takes the data set's own (4; SSv2 2)."""
+    grid_stride: int = 8
+    """Distance of the grid's points; 8 puts four of them into a 16 x 16 patch (MME's K = 4)."""
+    short_side: int = 256
+    """Videos are tracked at this short side; smaller ones are left as they are."""
+    flow: Flow = "tvl1"
+    """Dense flow: OpenCV's dual TV-L1, or DIS (preset medium), about a hundred times as fast."""
+    positions_in: Literal["image", "stabilised"] = "image"
+    """`image`: a point follows its object through the video's own frames, and the camera's part is recorded beside
+    it. `stabilised`: a point moves by the camera-free residual flow alone, as MME publishes it."""
+    remove_camera: bool = True
+    """Estimate the camera's homography and measure the flow again on the rectified frame (MME, appendix A)."""
+    camera_features: tuple[CameraFeature, ...] = ("surf", "corners")
+    """What the homography is estimated from: matched features, and corners carried by the first flow."""
+    ransac_px: float = 1.0
+    """Largest reprojection error of an inlier of the homography."""
+    min_inliers: int = 25
+    """A homography with fewer inliers than this is not used: the identity is, and is recorded as such."""
+    hog: bool = True
+    """Store histograms of oriented gradients along the trajectories (MME eq. 5)."""
+    hog_window: int = 8
+    """Side of the square window, centred on the tracked point, over which a histogram is summed."""
+    hog_channels: Literal[1, 3] = 1
+    """1: the strongest of the three colour channels at each pixel; 3: one histogram for each channel."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{field} is {value}, must be {least} or more"
+            for field, least in [
+                ("length", 1),
+                ("frame_step", 1),
+                ("start_stride", 1),
+                ("grid_stride", 1),
+                ("short_side", 16),
+                ("min_inliers", 4),
+                ("hog_window", 1),
+            ]
+            if (value := getattr(self, field)) is not None and value < least
+        ]
+        if not self.ransac_px > 0:
+            problems.append(f"ransac_px is {self.ransac_px}, must be more than 0")
+        if self.remove_camera and not self.camera_features:
+            problems.append("camera_features is empty: name at least one of surf, sift, orb, corners")
+        if len(set(self.camera_features)) != len(self.camera_features):
+            problems.append(f"camera_features names a feature twice: {', '.join(self.camera_features)}")
+        if not self.remove_camera and self.positions_in == "stabilised":
+            problems.append("positions_in is stabilised, which needs remove_camera: true")
+        if problems:
+            raise RecipeError(f"recipe {self.name}: " + "; ".join(problems))
+
+    @property
+    def span(self) -> int:
+        """Frames from a trajectory's first position to its last: length * frame_step."""
+        return self.length * self.frame_step
+
+    def resolved(self, start_stride: int) -> "Recipe":
+        """The recipe with `start_stride` where it left that to the data set."""
+        return self if self.start_stride is not None else dataclasses.replace(self, start_stride=start_stride)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain JSON values, as they stand in store.json."""
+        return {**dataclasses.asdict(self), "camera_features": list(self.camera_features)}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any], where: str) -> "Recipe":
+        """Check types and values of `fields`; `where` names their source in an error."""
+        parser = jsonargparse.ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(cls)
+        try:
+            parsed = parser.parse_object({**fields, "camera_features": list(fields.get("camera_features", []))}) \
+                if "camera_features" in fields else parser.parse_object(fields)
+            return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in vars(parsed).items()})
+        except (jsonargparse.ArgumentError, RecipeError, TypeError) as error:
+            raise RecipeError(f"{where}: {error}") from error
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the project."""
+    return sorted(p.name.removesuffix(".yaml") for p in _shipped().iterdir() if p.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_file: str) -> Recipe:
+    """Load a shipped recipe by name (`mme`, `mme-object`) or a YAML file by path.
+
+    Raises RecipeError for an unknown name, a missing file, an unknown field, a wrong type or value.
+    """
+    return Recipe.from_json(_fields(name_or_file, seen=()), where=f"recipe {name_or_file}")
+
+
+def _fields(name_or_file: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    if name_or_file in seen:
+        raise RecipeError(f"recipe {name_or_file} extends itself: {' -> '.join((*seen, name_or_file))}")
+    is_file = name_or_file.endswith((".yaml", ".yml"))
+    if is_file and not Path(name_or_file).is_file():
+        raise RecipeError(f"recipe {name_or_file}: no such file")
+    if not is_file and name_or_file not in recipe_names():
+        raise RecipeError(
+            f"recipe {name_or_file}: unknown; shipped are {', '.join(recipe_names())}, "
+            "any other is given as a .yaml file"
+        )
+    text = (Path(name_or_file) if is_file else _shipped() / f"{name_or_file}.yaml").read_text(encoding="utf-8")
+    try:
+        fields = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe {name_or_file}: not YAML: {error}") from error
+    if not isinstance(fields, dict):
+        raise RecipeError(f"recipe {name_or_file}: must be a mapping of fields, is {type(fields).__name__}")
+    parent = fields.pop("extends", None)
+    return {**(_fields(str(parent), (*seen, name_or_file)) if parent else {}), **fields}
+
+
+def _shipped() -> Any:
+    return resources.files("data_specs") / "recipes"

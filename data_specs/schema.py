@@ -1,0 +1,100 @@
+"""The arrays of a track store, version 1: names, types, axes, fill values. `track_store.md` explains them.
+
+Axis legend: V videos, S start rows, P points (all rows' points, one after the other), L steps, C colour channels.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+from data_specs.recipe import Recipe
+
+FORMAT = "motion-targets/track-store"
+VERSION = 1
+UNIT_PX = 1 / 64
+"""Displacements are integers in this unit."""
+HOG_BINS = 9
+
+Axis = Literal["video", "video_offset", "start", "start_offset", "point"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySpec:
+    """One array of a shard. `inner` are the sizes of the axes after the first, `inner_names` their names."""
+
+    name: str
+    dtype: str
+    axis: Axis
+    fill: float
+    inner: tuple[int, ...] = ()
+    inner_names: tuple[str, ...] = ()
+    attributes: tuple[tuple[str, Any], ...] = ()
+
+    def length(self, num_videos: int, num_starts: int, num_points: int) -> int:
+        """Size of the first axis in a shard of so many videos, start rows and points."""
+        return {
+            "video": num_videos,
+            "video_offset": num_videos + 1,
+            "start": num_starts,
+            "start_offset": num_starts + 1,
+            "point": num_points,
+        }[self.axis]
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoMeta:
+    """What a store holds of one video besides its tracks. Sizes are (height, width)."""
+
+    index: int
+    id: str
+    path: str
+    num_frames: int
+    fps: float
+    frame_size: tuple[int, int]
+    source_size: tuple[int, int]
+    grid_size: tuple[int, int]
+    num_starts: int
+
+    @property
+    def points_per_start(self) -> int:
+        """Points of each start row: the grid's."""
+        return self.grid_size[0] * self.grid_size[1]
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "VideoMeta":
+        """The inverse of `dataclasses.asdict` after a trip through JSON, which makes lists of tuples."""
+        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()})
+
+
+def array_specs(recipe: Recipe) -> dict[str, ArraySpec]:
+    """The arrays that a shard of this recipe holds, by name. Fill values cannot occur as data."""
+    length = recipe.length
+    specs = [
+        ArraySpec("video/index", "int64", "video", -1),
+        ArraySpec("video/num_frames", "int32", "video", -1),
+        ArraySpec("video/fps", "float32", "video", float("nan")),
+        ArraySpec("video/frame_size", "int32", "video", -1, (2,), ("height_width",)),
+        ArraySpec("video/source_size", "int32", "video", -1, (2,), ("height_width",)),
+        ArraySpec("video/grid_size", "int32", "video", -1, (2,), ("height_width",)),
+        ArraySpec("video/first_start", "int64", "video_offset", -1),
+        ArraySpec("start/frame", "int32", "start", -1),
+        ArraySpec("start/first_point", "int64", "start_offset", -1),
+        ArraySpec(
+            "camera/homography", "float32", "start", float("nan"), (length, 3, 3), ("step", "row", "column")
+        ),
+        ArraySpec("camera/estimated", "uint8", "start", 255, (length,), ("step",)),
+        ArraySpec(
+            "displacement", "int16", "point", -32768, (length, 2), ("step", "xy"), (("unit_px", UNIT_PX),)
+        ),
+        ArraySpec("valid", "uint8", "point", 255, (length + 1,), ("position",), (("valid_returns", False),)),
+    ]
+    if recipe.hog:
+        bins = HOG_BINS * recipe.hog_channels
+        specs += [
+            ArraySpec("start/hog_scale", "float32", "start", float("nan")),
+            ArraySpec("hog", "uint8", "point", 255, (length, bins), ("step", "bin"), (("coding", "sqrt"),)),
+        ]
+    return {spec.name: spec for spec in specs}
+
+
+STREAMED = ("start/frame", "start/hog_scale", "camera/homography", "camera/estimated", "displacement", "valid", "hog")
+"""The arrays that a video's extraction fills row by row; the rest follows from its `VideoMeta`."""

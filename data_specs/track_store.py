@@ -1,0 +1,261 @@
+"""Reading a track store with zarr: what is there, and one start row at a time. The spec is `track_store.md`.
+
+This reader is plain and complete; it serves inspection, rendering and tests.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import zarr
+import zarr.errors
+from numpy.typing import NDArray
+
+from data_specs.encoding import decode_hog, decode_positions
+from data_specs.geometry import compensated_displacements, grid_points
+from data_specs.recipe import Recipe, RecipeError
+from data_specs.schema import FORMAT, VERSION, VideoMeta
+
+_SHARD_NAME = re.compile(r"(\d{5,})\.zarr")
+
+
+class StoreError(ValueError):
+    """A store that cannot be read; the message names the file and what is wrong with it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreInfo:
+    """The contents of store.json."""
+
+    dataset: str
+    split: str
+    recipe: Recipe
+    list_sha256: str
+    num_videos: int
+    num_shards: int
+    software: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the file."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "dataset": {"name": self.dataset, "split": self.split},
+            "list": {"sha256": self.list_sha256, "videos": self.num_videos},
+            "shards": self.num_shards,
+            "positions_in": self.recipe.positions_in,
+            "recipe": self.recipe.to_json(),
+            "software": self.software,
+        }
+
+    @classmethod
+    def from_json(cls, fields: Any, where: str) -> "StoreInfo":
+        """Check and take over the fields; raises StoreError naming `where`."""
+        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+            raise StoreError(f"{where}: is not a track store's ({FORMAT})")
+        if fields.get("version") != VERSION:
+            raise StoreError(f"{where}: version {fields.get('version')!r}; this software reads version {VERSION}")
+        try:
+            info = cls(
+                dataset=str(fields["dataset"]["name"]),
+                split=str(fields["dataset"]["split"]),
+                recipe=Recipe.from_json(fields["recipe"], where),
+                list_sha256=str(fields["list"]["sha256"]),
+                num_videos=int(fields["list"]["videos"]),
+                num_shards=int(fields["shards"]),
+                software={str(k): str(v) for k, v in fields["software"].items()},
+            )
+        except (KeyError, TypeError, AttributeError, RecipeError) as error:
+            raise StoreError(f"{where}: a field is missing or wrong: {error}") from error
+        if info.recipe.start_stride is None:
+            raise StoreError(f"{where}: recipe.start_stride is null; a store's recipe must give it")
+        return info
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackRow:
+    """One start row: the trajectories that begin in one frame of one video. N grid points, row-major; L steps.
+
+    `frame`: the first frame, an index into the video's frames.
+    `positions`: float64 (N, L + 1, 2), x and y in pixels of the tracked frame.
+    `valid`: bool (N, L + 1).
+    `homographies`: float64 (L, 3, 3), G of each step; `estimated`: bool (L,), whether it was measured.
+    `hog`: float32 (N, L, 9 C), or None where the store has none.
+    """
+
+    frame: int
+    positions: NDArray[np.float64]
+    valid: NDArray[np.bool_]
+    homographies: NDArray[np.float64]
+    estimated: NDArray[np.bool_]
+    positions_in: str
+    hog: NDArray[np.float32] | None
+
+    @property
+    def displacements(self) -> NDArray[np.float64]:
+        """Steps of the positions, float64 (N, L, 2), in pixels per step."""
+        return np.diff(self.positions, axis=1)
+
+    @property
+    def compensated(self) -> NDArray[np.float64]:
+        """Steps without the camera's part, float64 (N, L, 2), in pixels per step."""
+        if self.positions_in == "stabilised":
+            return self.displacements
+        return compensated_displacements(self.positions, self.homographies)
+
+    @property
+    def step_valid(self) -> NDArray[np.bool_]:
+        """bool (N, L): whether step k has a meaning, that is, both of its ends are valid."""
+        return np.asarray(self.valid[:, :-1] & self.valid[:, 1:])
+
+
+class TrackShard:
+    """One complete shard. Raises StoreError where its root metadata or one of its arrays is missing or unreadable."""
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        self.path, self.recipe = path, recipe
+        try:
+            self.group = zarr.open_group(path, mode="r", zarr_format=3)
+        except (OSError, ValueError, zarr.errors.BaseZarrError) as error:
+            raise StoreError(f"{path}: cannot be opened as a zarr group: {error}") from error
+        attributes = dict(self.group.attrs)
+        if attributes.get("version") != VERSION or attributes.get("format") != FORMAT:
+            raise StoreError(
+                f"{path}: format {attributes.get('format')!r}, version {attributes.get('version')!r}; "
+                f"this software reads {FORMAT}, version {VERSION}"
+            )
+        try:
+            self.num_videos, self.num_starts, self.num_points = (
+                int(cast(int, attributes[key])) for key in ("num_videos", "num_starts", "num_points")
+            )
+            texts = self.group["video"].attrs
+            self.ids, self.paths = ([str(t) for t in cast(list[str], texts[key])] for key in ("id", "path"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"{path}: a count, id or path is missing or wrong: {error}") from error
+
+    def array(self, name: str) -> zarr.Array[Any]:
+        """The array of that name, opened; nothing is read yet."""
+        try:
+            array = self.group[name]
+        except KeyError:
+            raise StoreError(f"{self.path}/{name}: no such array") from None
+        if not isinstance(array, zarr.Array):
+            raise StoreError(f"{self.path}/{name}: is a group, not an array")
+        return array
+
+    def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Rows start:stop of an array's first axis."""
+        try:
+            return np.asarray(self.array(name)[start:stop])
+        except (OSError, ValueError, RuntimeError, zarr.errors.BaseZarrError) as error:
+            raise StoreError(f"{self.path}/{name}[{start}:{stop}]: cannot be read: {error}") from error
+
+    @cached_property
+    def first_start(self) -> NDArray[np.int64]:
+        """Offsets (V + 1,) of the videos' start rows."""
+        return self.read("video/first_start", 0, self.num_videos + 1)
+
+    @cached_property
+    def first_point(self) -> NDArray[np.int64]:
+        """Offsets (S + 1,) of the start rows' points."""
+        return self.read("start/first_point", 0, self.num_starts + 1)
+
+    @cached_property
+    def metas(self) -> list[VideoMeta]:
+        """Every video's metadata, in list order."""
+        n = self.num_videos
+        index, num_frames, fps, frame_size, source_size, grid = (
+            self.read(f"video/{name}", 0, n).tolist()
+            for name in ("index", "num_frames", "fps", "frame_size", "source_size", "grid_size")
+        )
+        return [
+            VideoMeta(
+                index=index[v],
+                id=self.ids[v],
+                path=self.paths[v],
+                num_frames=num_frames[v],
+                fps=fps[v],
+                frame_size=tuple(frame_size[v]),
+                source_size=tuple(source_size[v]),
+                grid_size=tuple(grid[v]),
+                num_starts=int(self.first_start[v + 1] - self.first_start[v]),
+            )
+            for v in range(n)
+        ]
+
+    def rows(self, video: int) -> range:
+        """Numbers of the start rows of video `video` of this shard."""
+        return range(int(self.first_start[video]), int(self.first_start[video + 1]))
+
+    def read_row(self, video: int, row: int) -> TrackRow:
+        """Read start row `row` (of the shard) of video `video` (of the shard)."""
+        if row not in self.rows(video):
+            raise IndexError(f"start row {row} is not video {video}'s: it has {self.rows(video)}")
+        first, last = int(self.first_point[row]), int(self.first_point[row + 1])
+        grid = grid_points(self.metas[video].frame_size, self.recipe.grid_stride)
+        hog = None
+        if self.recipe.hog:
+            scale = float(self.read("start/hog_scale", row, row + 1)[0])
+            hog = decode_hog(self.read("hog", first, last), scale)
+        return TrackRow(
+            frame=int(self.read("start/frame", row, row + 1)[0]),
+            positions=decode_positions(self.read("displacement", first, last), grid),
+            valid=self.read("valid", first, last) == 1,
+            homographies=self.read("camera/homography", row, row + 1)[0].astype(np.float64),
+            estimated=self.read("camera/estimated", row, row + 1)[0] == 1,
+            positions_in=self.recipe.positions_in,
+            hog=hog,
+        )
+
+
+class TrackStore:
+    """A store's folder. Raises StoreError where there is none, or one of another version."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        file = self.path / "store.json"
+        try:
+            fields = json.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise StoreError(f"{self.path}: is not a track store: {file}: {error.strerror}") from error
+        except ValueError as error:
+            raise StoreError(f"{file}: is not JSON: {error}") from error
+        self.info = StoreInfo.from_json(fields, str(file))
+
+    def shard_path(self, shard: int) -> Path:
+        """Where shard `shard` is when it is complete."""
+        return self.path / "shards" / f"{shard:05d}.zarr"
+
+    @property
+    def complete_shards(self) -> list[int]:
+        """Numbers of the complete shards, ascending."""
+        folder = self.path / "shards"
+        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        return sorted(int(match[1]) for name in names if (match := _SHARD_NAME.fullmatch(name)))
+
+    def shard(self, shard: int) -> TrackShard:
+        """Open a complete shard."""
+        return TrackShard(self.shard_path(shard), self.info.recipe)
+
+    def shards(self) -> Iterator[tuple[int, TrackShard]]:
+        """Open the complete shards, one after the other."""
+        for shard in self.complete_shards:
+            yield shard, self.shard(shard)
+
+    def find(self, video: str) -> tuple[TrackShard, int]:
+        """The shard and the number in it of the video with this id, path, or name at the end of its path."""
+        matches = [
+            (shard, number)
+            for _, shard in self.shards()
+            for number, (video_id, path) in enumerate(zip(shard.ids, shard.paths, strict=True))
+            if video in (video_id, path) or Path(path).name == video
+        ]
+        if len(matches) != 1:
+            problem = "no video" if not matches else f"{len(matches)} videos"
+            raise StoreError(f"{self.path}: {problem} called {video!r} in its complete shards")
+        return matches[0]

@@ -1,0 +1,192 @@
+"""How a video becomes frames: the one place where extraction and training learn which frames it has, and their size.
+
+Decided here, once:
+
+- *Decoder.* decord (the `decord2` package), in RGB. Frame i is the i-th frame in presentation order.
+- *Rotation.* Frames are turned upright by the container's rotation metadata; sizes are those of the upright frame.
+- *Variable frame rate.* Time is counted in frames, never in seconds: timestamps play no part in which frames there are.
+  `fps` is the container's average and is only recorded.
+- *Size.* The short side becomes `short_side` (area averaging, half-pixel rule); smaller videos are left as they are, odd
+  sizes too. Both axes are rounded on their own, see `geometry.tracked_size`.
+- *Number of frames.* As many as can be decoded from start to end. A file that stops early, has holes, or in which the
+  decoder puts a neighbour in the place of a broken frame is an error, not a shorter or a repeated video.
+"""
+
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import cv2
+import decord
+import numpy as np
+from numpy.typing import NDArray
+
+from data_specs.container import read_header
+from data_specs.geometry import tracked_size
+
+logger = logging.getLogger(__name__)
+
+Frame = NDArray[np.uint8]
+"""RGB, uint8 (height, width, 3)."""
+
+# The least count that decord takes for a limit and not for "no limit": any recovered frame is an error.
+_NO_RECOVERED_FRAMES = 1e-9
+# A file that holds less than this share of what its container announces has been cut off. Containers announce the
+# longest stream, so sound that runs on for a little must not look like missing frames.
+_WHOLE = 0.9
+
+_DECORD_ERRORS = (decord.DECORDError, decord.DECORDLimitReachedError)
+
+decord.logging.set_level(decord.logging.QUIET)
+
+
+class VideoError(Exception):
+    """A video that cannot be used. `reason` says why, without the path, so that it is the same wherever it lies."""
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = str(path), reason
+
+    def __reduce__(self) -> tuple[type["VideoError"], tuple[str, str]]:
+        return type(self), (self.path, self.reason)
+
+
+class VideoOpenError(VideoError):
+    """Not there, not readable, or not a video."""
+
+
+class VideoDecodeError(VideoError):
+    """The decoder failed on a frame, or replaced one by its neighbour."""
+
+
+class VideoTruncatedError(VideoError):
+    """Fewer frames than the container announces."""
+
+
+class FrameSizeChangedError(VideoError):
+    """The frames do not all have one size."""
+
+
+class VideoTooShortError(VideoError):
+    """Fewer frames than one trajectory needs."""
+
+
+class FrameTooSmallError(VideoError):
+    """Frames smaller than one cell of the trajectory grid."""
+
+
+class Video:
+    """A video file, opened; iterate over it once for its frames at the tracked size.
+
+    short_side: as in the recipe; None leaves the frames at their own size.
+    Attributes: `source_size` and `frame_size` as (height, width) in pixels; `fps`, the container's average;
+    `announced_frames`, how many packets the decoder found; `decoded_frames`, how many frames have been taken so far.
+
+    Raises VideoOpenError here; VideoDecodeError, VideoTruncatedError and FrameSizeChangedError while iterating.
+    """
+
+    def __init__(self, path: str | Path, short_side: int | None) -> None:
+        self.path = Path(path)
+        try:
+            size = self.path.stat().st_size
+        except OSError as error:
+            raise VideoOpenError(path, (error.strerror or "cannot be read").lower()) from error
+        if not self.path.is_file():
+            raise VideoOpenError(path, "is not a file")
+        if size == 0:
+            raise VideoOpenError(path, "the file is empty")
+        try:
+            self._reader = decord.VideoReader(str(path), num_threads=1, fault_tol=_NO_RECOVERED_FRAMES)
+            first = _rgb(self._reader.next(), path)
+        except VideoError:
+            raise
+        except StopIteration:
+            raise VideoOpenError(path, "holds no frame") from None
+        except (*_DECORD_ERRORS, RuntimeError, AssertionError) as error:
+            raise VideoOpenError(path, f"cannot be opened as a video: {_decord_reason(error)}") from error
+        self._first: Frame | None = first
+        self.decoded_frames = 0
+        self.fps = float(self._reader.get_avg_fps())
+        self.announced_frames = len(self._reader)
+        self.source_size = (first.shape[0], first.shape[1])
+        self.frame_size = tracked_size(self.source_size, short_side) if short_side else self.source_size
+
+    def __iter__(self) -> Iterator[Frame]:
+        """The frames from first to last, RGB uint8 (*frame_size, 3); decoded one at a time, in bounded memory."""
+        if self._first is None:
+            raise RuntimeError(f"{self.path}: a Video is read once; open it again")
+        frame: Frame | None = self._first
+        self._first = None
+        self.decoded_frames = 0
+        while frame is not None:
+            self.decoded_frames += 1
+            yield self._resized(frame)
+            frame = self._next()
+        self._check_whole(self.decoded_frames)
+
+    def _next(self) -> Frame | None:
+        try:
+            return _rgb(self._reader.next(), self.path)
+        except StopIteration:
+            return None
+        except _DECORD_ERRORS as error:
+            # Not the frame's number: the decoder runs ahead on a thread of its own, and by how much varies.
+            raise VideoDecodeError(self.path, _decord_reason(error)) from error
+
+    def _resized(self, frame: Frame) -> Frame:
+        if self.frame_size == self.source_size:
+            return frame
+        return np.asarray(cv2.resize(frame, self.frame_size[::-1], interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+    def _check_whole(self, decoded: int) -> None:
+        """Raise VideoTruncatedError where the container announces clearly more than could be decoded.
+
+        decord counts the packets that are there, so a file that was cut off looks like a shorter one to it. The
+        container's own count or duration does not. Variable frame rates make a count by duration too high, so time
+        must be missing as well: at the end, or as a hole.
+        """
+        if decoded < self.announced_frames:
+            raise VideoTruncatedError(
+                self.path, f"{self.announced_frames} frames are there, only {decoded} could be decoded"
+            )
+        header = read_header(self.path)
+        if len(header.sizes) > 1:
+            sizes = " and ".join(f"{height}x{width}" for height, width in header.sizes)
+            raise FrameSizeChangedError(self.path, f"its frames change size midway: {sizes}")
+        if decoded >= _WHOLE * header.frames:
+            return
+        spans = np.asarray(self._reader.get_frame_timestamp(range(decoded)), dtype=np.float64)
+        covered = spans[-1, 1] - spans[0, 0]
+        largest_hole = float(np.max(np.diff(spans[:, 0]), initial=0.0))
+        if covered < _WHOLE * header.seconds or largest_hole > (1 - _WHOLE) * header.seconds:
+            raise VideoTruncatedError(
+                self.path,
+                f"the container announces about {header.frames:.0f} frames ({header.seconds:.1f} s), "
+                f"{decoded} could be decoded",
+            )
+
+
+def _rgb(array: "decord.ndarray.NDArray", path: str | Path) -> Frame:
+    """decord's frame as uint8 (height, width, 3).
+
+    For widths of 16, 32, 48, 96 and 144 decord 3.4 hands out its padded rows as if they were pixels of more than three
+    channels; the true rows are the beginnings of those.
+    """
+    frame: Frame = array.asnumpy()
+    height, width, channels = frame.shape
+    if channels == 3:
+        return frame
+    if channels < 3:
+        raise VideoDecodeError(path, f"the decoder gave {channels} channel(s) in place of RGB")
+    return np.ascontiguousarray(frame.reshape(height, width * channels)[:, : width * 3]).reshape(height, width, 3)
+
+
+def _decord_reason(error: BaseException) -> str:
+    """The last cause in decord's message, without time stamps, paths and C++ positions: the same in every run."""
+    message = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if "Error reading" in message:
+        return "not a video file, or cut off before its index"
+    causes = re.split(r"\[\d\d:\d\d:\d\d\] \S+?:\d+: ", message)
+    return re.sub(r"\[/[^\]]*\]\s*", "", causes[-1]).strip()

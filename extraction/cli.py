@@ -1,0 +1,189 @@
+"""extract-tracks: a list of videos in, a track store out."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import jsonargparse
+
+from data_specs.dataset import DatasetError, VideoList, dataset_names, load_videos
+from data_specs.recipe import Recipe, RecipeError, load_recipe, recipe_names
+from data_specs.track_store import StoreError
+from extraction.commit import ShardFolder, begin_store, check_store
+from extraction.plan import ShardPlan, estimate, parse_shards, plan_shards, software_versions, store_info
+from extraction.progress import Progress
+from extraction.run import Executor, LocalExecutor, RunSummary, run
+
+logger = logging.getLogger(__name__)
+
+EXIT_DONE, EXIT_SOME_FAILED, EXIT_NOTHING_DONE = 0, 1, 2
+
+
+def build_parser() -> jsonargparse.ArgumentParser:
+    """The command line's options."""
+    parser = jsonargparse.ArgumentParser(
+        prog="extract-tracks",
+        description="Extract the motion trajectories of a list of videos into a track store. Run the same command "
+        "again after an interruption: what is done is not done again.",
+        epilog="Exit status: 0 all done, 1 some videos failed (inspect-tracks STORE --failures names them), "
+        "2 usage error or nothing done.",
+    )
+    add = parser.add_argument
+    add(
+        "--dataset", type=str, required=True, metavar="NAME|SPEC.yaml|LIST",
+        help=f"a data set known by name ({', '.join(dataset_names())}), a spec file, or a list of videos: "
+        "`path label` lines, comma-separated with a header, or one path per line",
+    )  # fmt: skip
+    add(
+        "--root", type=str | None, metavar="DIR",
+        help="folder that the list's paths are relative to; without it the data set's environment variable, "
+        "e.g. K400_ROOT",
+    )  # fmt: skip
+    add("--split", type=str | None, metavar="NAME", help="which of the data set's lists; default: its own, train")
+    add("--list", type=str | None, metavar="FILE", help="a list in place of the data set's own")
+    add("--shards", type=int, required=True, metavar="N", help="number of shards of the store")
+    add("--out", type=Path | None, metavar="STORE", help="the store; default: ./DATASET-RECIPE.tracks")
+    add(
+        "--recipe", type=str, default="mme-object", metavar="NAME|FILE.yaml",
+        help=f"what to extract: {', '.join(recipe_names())}, or a recipe file",
+    )  # fmt: skip
+    add("--flow", type=Literal["tvl1", "dis"] | None, help="optical flow in place of the recipe's; dis is the fast one")
+    add("--start-stride", type=int | None, metavar="N", help="frames between start rows, in place of the recipe's")
+    add("--only-shards", type=str | None, metavar="0,3-5", help="do these shards only; several tasks share a store so")
+    add("--workers", type=int, default=0, metavar="N", help="videos at a time; 0 for one on each core")
+    add(
+        "--executor", type=Literal["ray", "local"], default="ray",
+        help="ray: worker processes, or a cluster's if RAY_ADDRESS is set; local: one after the other in this process",
+    )  # fmt: skip
+    add("--limit", type=int | None, metavar="N", help="take only the list's first N videos")
+    add("--retry-failed", action="store_true", help="try the videos again that failed before")
+    add("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    options = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return extract_tracks(options)
+    except (DatasetError, RecipeError, StoreError, ValueError) as error:
+        sys.stderr.write(f"extract-tracks: {error}\n")
+        return EXIT_NOTHING_DONE
+    except OSError as error:
+        sys.stderr.write(f"extract-tracks: {error}; the same command goes on from here once that is mended\n")
+        return EXIT_SOME_FAILED
+
+
+def extract_tracks(options: jsonargparse.Namespace) -> int:
+    """Do what the parsed options say; returns the exit status. Raises ValueError or OSError with the way out."""
+    for name, least in [("shards", 1), ("workers", 0), ("limit", 1), ("start_stride", 1)]:
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}, must be {least} or more")
+    if options.executor == "local" and options.workers > 1:
+        raise ValueError("--executor local does one video at a time; leave --workers out or take --executor ray")
+    shards = parse_shards(options.only_shards, options.shards)
+    videos = load_videos(options.dataset, options.root, options.split, options.list)
+    if options.limit is not None:
+        videos = videos.limited(options.limit)
+    recipe = load_recipe(options.recipe)
+    if options.start_stride is not None:
+        recipe = replace(recipe, start_stride=options.start_stride)
+    if options.flow is not None:
+        recipe = replace(recipe, flow=options.flow)
+    recipe = recipe.resolved(videos.start_stride)
+    store = options.out or Path(f"{videos.dataset}-{recipe.name}.tracks")
+    info = store_info(videos, recipe, options.shards)
+    check_store(store, info)
+    if not options.dry_run:
+        begin_store(store, info)
+        for shard in shards:
+            if ShardFolder(store, shard).roll_forward():
+                logger.info("shard %d: finished a commit that had been cut short", shard)
+    plans = plan_shards(store, videos, options.shards, shards, retry_failed=options.retry_failed)
+    if options.dry_run:
+        sys.stdout.write(describe(plans, videos, recipe, store))
+        return EXIT_DONE
+    pending = [plan for plan in plans if plan.needs_assembly]
+    if pending:
+        summary = _run(pending, videos, recipe, store, options)
+        logger.info("%s", summarise(summary))
+    return _exit_status(plan_shards(store, videos, options.shards, shards, retry_failed=False))
+
+
+def _run(
+    plans: list[ShardPlan], videos: VideoList, recipe: Recipe, store: Path, options: jsonargparse.Namespace
+) -> RunSummary:
+    executor: Executor
+    if options.executor == "ray":
+        from extraction.ray_runner import RayExecutor  # noqa: PLC0415 (seconds to import, and not always wanted)
+
+        executor = RayExecutor(options.workers)
+    else:
+        executor = LocalExecutor()
+    progress = Progress(sum(len(plan.todo) for plan in plans))
+    try:
+        return run(
+            plans,
+            executor,
+            store=store.absolute(),
+            root=videos.root,
+            num_shards=options.shards,
+            recipe=recipe,
+            software=software_versions(),
+            progress=progress,
+        )
+    finally:
+        progress.close()
+        executor.close()
+
+
+def _exit_status(plans: Sequence[ShardPlan]) -> int:
+    videos, failed = sum(len(plan.entries) for plan in plans), sum(plan.failed for plan in plans)
+    if failed == videos:
+        logger.error("none of the %d videos could be extracted" if videos else "there are no videos to extract", *([videos] if videos else []))
+        return EXIT_NOTHING_DONE
+    if failed:
+        logger.warning("%d of %d videos failed", failed, videos)
+        return EXIT_SOME_FAILED
+    return EXIT_DONE
+
+
+def describe(plans: Sequence[ShardPlan], videos: VideoList, recipe: Recipe, store: Path) -> str:
+    """What a run would do, for --dry-run."""
+    todo = sum(len(plan.todo) for plan in plans)
+    guess = estimate(plans, videos.root, recipe)
+    lines = [
+        f"store      {store}{'' if store.exists() else ' (new)'}",
+        f"videos     {sum(len(p.entries) for p in plans)} of {videos.dataset} {videos.split} in {videos.root}",
+        f"shards     {len(plans)}, {sum(p.complete for p in plans)} of them complete",
+        f"to do      {todo} videos; {sum(p.failed for p in plans)} have failed before"
+        + ("" if not any(p.failed for p in plans) else " (--retry-failed tries those again)"),
+        f"recipe     {recipe.name}, flow {recipe.flow}, a start row every {recipe.start_stride} frames",
+        f"estimate   {guess.frames:,.0f} frames, {guess.stored_bytes / 1e6:,.1f} MB, from {guess.sampled} of the videos",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def summarise(summary: RunSummary) -> str:
+    """What a run did and where its time went."""
+    frames = max(summary.frames, 1)
+    lines = [
+        f"{summary.done} videos done, {summary.failed} failed, {summary.shards} shards written; "
+        f"{summary.frames} frames, {summary.rows} start rows, "
+        f"{summary.frames / max(summary.worker_seconds, 1e-9):.2f} frames/s for each worker",
+    ]
+    if summary.seconds:
+        lines.append("ms per frame by stage: " + ", ".join(
+            f"{stage} {1e3 * seconds / frames:.2f}"
+            for stage, seconds in sorted(summary.seconds.items(), key=lambda item: -item[1])
+        ))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""The store's files as extraction changes them, so that a reader never sees half of anything and nothing done is lost.
+
+    store.json               written once, when the store is begun
+    partial/00007/           000012.tracks      a finished video (12 is its place in the shard)
+                             000012.failed      a video that failed, one line of JSON
+                             commit/            the finished shard and its failures, about to be put in place
+    shards/00007.zarr/       failures/00007.jsonl
+
+A shard is put in place by renames that can be done again from the start: `commit/` appears in one rename, and from
+then on any run, after any crash, rolls it forward.
+"""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+from data_specs.failures import Failure, failures_path
+from data_specs.track_store import StoreError, StoreInfo, TrackStore
+from extraction.durable import sync, sync_tree, temporary_sibling, write_file
+
+logger = logging.getLogger(__name__)
+
+
+def begin_store(path: Path, info: StoreInfo) -> None:
+    """Create the store where there is none yet; `check_store` says whether it may be used."""
+    if not (path / "store.json").exists():
+        write_file(path / "store.json", json.dumps(info.to_json(), indent=2) + "\n")
+
+
+def check_store(path: Path, info: StoreInfo) -> None:
+    """Check that a folder is free, or a store that was begun with the same videos, recipe and shards.
+
+    Raises StoreError naming both values of everything that differs. Other software versions are only warned of.
+    """
+    if not (path / "store.json").exists():
+        if path.is_file() or (path.exists() and any(path.iterdir())):
+            raise StoreError(f"{path}: is not empty and not a track store; give another folder with --out")
+        return
+    there = TrackStore(path).info
+    differing = [
+        f"{name}: the store has {old}, this run {new}"
+        for name, old, new in _settings(there, info)
+        if old != new
+    ]
+    if differing:
+        raise StoreError(
+            f"{path}: was begun with other settings; go on with those, or give another folder with --out\n  "
+            + "\n  ".join(differing)
+        )
+    for package in sorted(there.software.keys() | info.software.keys()):
+        old_version, new_version = there.software.get(package), info.software.get(package)
+        if old_version != new_version:
+            logger.warning(
+                "%s was begun with %s %s, this is %s: videos may differ from those already in it",
+                path, package, old_version, new_version,
+            )  # fmt: skip
+
+
+def _settings(a: StoreInfo, b: StoreInfo) -> list[tuple[str, object, object]]:
+    recipe_a, recipe_b = a.recipe.to_json(), b.recipe.to_json()
+    return [
+        ("data set", a.dataset, b.dataset),
+        ("split", a.split, b.split),
+        ("videos in the list", a.num_videos, b.num_videos),
+        ("SHA-256 of the list", a.list_sha256, b.list_sha256),
+        ("shards", a.num_shards, b.num_shards),
+        *((f"recipe.{field}", recipe_a[field], recipe_b[field]) for field in recipe_a),
+    ]
+
+
+class ShardFolder:
+    """The files of one shard of a store, finished or not."""
+
+    def __init__(self, store: Path, shard: int) -> None:
+        self.store, self.shard = store, shard
+        self.complete_path = store / "shards" / f"{shard:05d}.zarr"
+        self.partial_path = store / "partial" / f"{shard:05d}"
+        self._commit_path = self.partial_path / "commit"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the shard is in place."""
+        return self.complete_path.exists()
+
+    def tracks_path(self, place: int) -> Path:
+        """The partial file of the shard's video number `place`."""
+        return self.partial_path / f"{place:06d}.tracks"
+
+    def failed_path(self, place: int) -> Path:
+        """The failure of the shard's video number `place`."""
+        return self.partial_path / f"{place:06d}.failed"
+
+    def write_failed(self, place: int, failure: Failure) -> None:
+        """Record a failure."""
+        write_file(self.failed_path(place), failure.to_line() + "\n")
+
+    def read_failed(self, place: int) -> Failure | None:
+        """The failure recorded for a video since the shard was last complete, or None."""
+        path = self.failed_path(place)
+        return Failure.from_line(path.read_text(encoding="utf-8"), str(path)) if path.exists() else None
+
+    def staging_path(self) -> Path:
+        """A fresh temporary folder in which the shard is written before `commit`."""
+        path = temporary_sibling(self._commit_path)
+        path.mkdir(parents=True)
+        return path
+
+    def commit(self, staging: Path, failures: list[Failure]) -> None:
+        """Put the shard written at `staging`/shard.zarr in place, and its failures; drop the partial files."""
+        lines = "".join(failure.to_line() + "\n" for failure in failures)
+        (staging / "failures.jsonl").write_text(lines, encoding="utf-8")
+        sync_tree(staging)
+        staging.rename(self._commit_path)
+        sync(self.partial_path)
+        self.roll_forward()
+
+    def roll_forward(self) -> bool:
+        """Finish a commit that was begun; returns whether there was one."""
+        if not self._commit_path.exists():
+            return False
+        staged_failures, staged_shard = self._commit_path / "failures.jsonl", self._commit_path / "shard.zarr"
+        listed = failures_path(self.store, self.shard)
+        if staged_failures.exists():
+            if staged_failures.stat().st_size:
+                listed.parent.mkdir(exist_ok=True)
+                staged_failures.replace(listed)
+                sync(listed.parent)
+            else:
+                listed.unlink(missing_ok=True)
+        if staged_shard.exists():
+            self.complete_path.parent.mkdir(exist_ok=True)
+            if self.complete_path.exists():
+                self.complete_path.rename(temporary_sibling(self._commit_path))
+            staged_shard.rename(self.complete_path)
+            sync(self.complete_path.parent)
+        shutil.rmtree(self.partial_path)
+        return True
+
+

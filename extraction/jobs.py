@@ -1,0 +1,214 @@
+"""The two pieces of work that a run consists of: one video into a partial file, and a shard out of its partial files.
+
+Each runs in whichever process it is called in, writes its own files and returns a small record.
+"""
+
+import dataclasses
+import logging
+import shutil
+import time
+from pathlib import Path
+
+import cv2
+
+from data_specs.dataset import VideoEntry
+from data_specs.failures import Failure, read_failures
+from data_specs.geometry import grid_size
+from data_specs.recipe import Recipe
+from data_specs.schema import VideoMeta
+from data_specs.track_store import TrackShard
+from data_specs.video import FrameTooSmallError, Video, VideoError, VideoTooShortError
+from extraction.commit import ShardFolder
+from extraction.durable import replacing
+from extraction.partial import PartialError, PartialFile, PartialWriter
+from extraction.process_video import process_video
+from extraction.shard_writer import ShardVideo, VideoSource, write_shard
+from extraction.stages import StageTimer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoJob:
+    """Extract the video that is number `place` of its shard."""
+
+    store: Path
+    shard: int
+    place: int
+    entry: VideoEntry
+    root: Path
+    recipe: Recipe
+    attempts: int
+    """How often it was tried before."""
+
+    def failure(self, stage: str, error: BaseException, tries: int = 1) -> Failure:
+        """The record of this job's failure."""
+        message = error.reason if isinstance(error, VideoError) else str(error)
+        return Failure(
+            index=self.entry.index,
+            id=self.entry.id,
+            path=self.entry.path,
+            stage=stage,
+            error=type(error).__name__,
+            message=message,
+            attempts=self.attempts + tries,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoResult:
+    """What came of a video: its number of frames and start rows, or its failure; and where the time went."""
+
+    num_frames: int = 0
+    num_rows: int = 0
+    failure: Failure | None = None
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    wall_seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardJob:
+    """Assemble a shard whose videos are all done or failed."""
+
+    store: Path
+    shard: int
+    num_shards: int
+    entries: tuple[VideoEntry, ...]
+    recipe: Recipe
+    software: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardResult:
+    """What came of a shard: `damaged` are the places of videos whose partial files had to be thrown away."""
+
+    num_videos: int = 0
+    num_failures: int = 0
+    damaged: tuple[int, ...] = ()
+    seconds: float = 0.0
+
+
+Job = VideoJob | ShardJob
+Result = VideoResult | ShardResult
+
+
+def run_job(job: Job) -> Result:
+    """Do a job in this process."""
+    # One worker, one thread: workers share the machine, and a sum's order, hence its last bit, stays the same.
+    cv2.setNumThreads(1)
+    return extract_video(job) if isinstance(job, VideoJob) else assemble_shard(job)
+
+
+def extract_video(job: VideoJob) -> VideoResult:
+    """Extract one video into its partial file, or record why that cannot be done.
+
+    Errors of writing (a full disk, a store that is gone) are not the video's fault and are raised.
+    """
+    timer, begun = StageTimer(), time.perf_counter()
+    folder = ShardFolder(job.store, job.shard)
+    num_frames, num_rows = 0, 0
+    failure: Failure | None = None
+    try:
+        num_frames, num_rows = _extract(job, folder.tracks_path(job.place), timer)
+    except Exception as error:
+        stage = timer.failed or "decode"
+        if stage == "write" or (isinstance(error, OSError) and not isinstance(error, VideoError)):
+            raise
+        if not isinstance(error, VideoError):
+            logger.exception("%s failed in stage %s", job.entry.path, stage)
+        failure = job.failure(stage, error)
+        folder.write_failed(job.place, failure)
+    return VideoResult(
+        num_frames=num_frames,
+        num_rows=num_rows,
+        failure=failure,
+        seconds=timer.seconds,
+        wall_seconds=time.perf_counter() - begun,
+    )
+
+
+def _extract(job: VideoJob, path: Path, timer: StageTimer) -> tuple[int, int]:
+    recipe = job.recipe
+    assert recipe.start_stride is not None
+    with timer("decode"):
+        video = Video(job.root / job.entry.path, recipe.short_side)
+    grid = grid_size(video.frame_size, recipe.grid_stride)
+    if 0 in grid:
+        height, width = video.frame_size
+        raise FrameTooSmallError(
+            video.path, f"{height}x{width} frames hold no cell of the {recipe.grid_stride} px grid"
+        )
+    with replacing(path) as temporary, PartialWriter(temporary) as writer:
+        for row in process_video(video, recipe, timer):
+            with timer("write"):
+                writer.append(row)
+        if writer.num_rows == 0:
+            raise VideoTooShortError(
+                video.path,
+                f"{video.decoded_frames} frames; a trajectory of {recipe.length} steps needs {recipe.span + 1}",
+            )
+        with timer("write"):
+            writer.finish(
+                VideoMeta(
+                    index=job.entry.index,
+                    id=job.entry.id,
+                    path=job.entry.path,
+                    num_frames=video.decoded_frames,
+                    fps=video.fps,
+                    frame_size=video.frame_size,
+                    source_size=video.source_size,
+                    grid_size=grid,
+                    num_starts=writer.num_rows,
+                )
+            )
+    return video.decoded_frames, writer.num_rows
+
+
+def assemble_shard(job: ShardJob) -> ShardResult:
+    """Write the shard from its partial files and, where it was complete before, from its former self.
+
+    A damaged partial file is thrown away and reported: its video has to be extracted again.
+    """
+    begun = time.perf_counter()
+    folder = ShardFolder(job.store, job.shard)
+    former: dict[int, VideoSource] = {}
+    former_failures: dict[int, Failure] = {}
+    if folder.is_complete:
+        shard = TrackShard(folder.complete_path, job.recipe)
+        former = {meta.index: ShardVideo(shard, number) for number, meta in enumerate(shard.metas)}
+        former_failures = {failure.index: failure for failure in read_failures(job.store, job.shard)}
+    sources: list[VideoSource] = []
+    failures: list[Failure] = []
+    damaged: list[int] = []
+    for place, entry in enumerate(job.entries):
+        if folder.tracks_path(place).exists():
+            try:
+                sources.append(PartialFile(folder.tracks_path(place)))
+            except PartialError as error:
+                logger.warning("%s; its video is extracted again", error)
+                damaged.append(place)
+        elif entry.index in former:
+            sources.append(former[entry.index])
+        else:
+            failure = folder.read_failed(place) or former_failures.get(entry.index)
+            if failure is None:
+                raise AssertionError(f"{entry.path} is neither done nor failed")
+            failures.append(failure)
+    if not damaged:
+        staging = folder.staging_path()
+        try:
+            write_shard(staging / "shard.zarr", job.shard, sources, job.recipe, job.software)
+        except PartialError as error:
+            logger.warning("%s; its video is extracted again", error)
+            shutil.rmtree(staging)
+            damaged = [p for p in range(len(job.entries)) if folder.tracks_path(p) == error.path]
+        else:
+            folder.commit(staging, failures)
+    for place in damaged:
+        folder.tracks_path(place).unlink()
+    return ShardResult(
+        num_videos=len(sources),
+        num_failures=len(failures),
+        damaged=tuple(damaged),
+        seconds=time.perf_counter() - begun,
+    )

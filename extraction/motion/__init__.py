@@ -1,0 +1,1 @@
+"""Where trajectories come from: the tracker interface and what fills it."""

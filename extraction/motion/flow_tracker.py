@@ -1,0 +1,179 @@
+"""Trajectories from dense flow in two passes: measure, take the camera out, measure again, integrate.
+
+For frames a and b: flow a -> b; the camera's homography G from features of these two frames and from corners carried
+by that flow; b rectified, b~(x) = b(G x); flow again a -> b~, the residual r (MME appendix A; Wang & Schmid 2013).
+Recipe option `positions_in`: `image` moves a point with its object, p' = G (p + r(p)); `stabilised` by the residual
+alone, p' = p + r(p).
+"""
+
+import dataclasses
+from collections import deque
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from data_specs.geometry import apply_homography, grid_points, inside_frame
+from data_specs.recipe import CameraFeature, Recipe
+from data_specs.video import Frame
+from extraction.camera import (
+    CameraMotion,
+    Features,
+    carry_corners,
+    detect_features,
+    estimate_camera,
+    match_features,
+)
+from extraction.motion.dense_flow import FlowField, Gray, make_flow, median_filter
+from extraction.motion.tracker import RowTracks
+from extraction.stages import Stage
+from extraction.trajectories import advance
+
+class TrackedFrame:
+    """A grey frame whose features are computed once, though two pairs need them."""
+
+    def __init__(self, frame: Frame) -> None:
+        self.gray: NDArray[np.uint8] = np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
+        self._features: dict[CameraFeature, Features] = {}
+
+    def features(self, kind: CameraFeature) -> Features:
+        """The frame's interest points of that kind."""
+        if kind not in self._features:
+            self._features[kind] = detect_features(self.gray, kind)
+        return self._features[kind]
+
+
+@dataclasses.dataclass(frozen=True)
+class PairMotion:
+    """The motion from frame a to frame b.
+
+    `flow`: float32 (H, W, 2), median-filtered: the residual where the camera was estimated, else the full flow.
+    `measured`: bool (H, W), false where the rectified b has no pixel.
+    """
+
+    flow: FlowField
+    measured: NDArray[np.bool_]
+    camera: CameraMotion
+
+
+@dataclasses.dataclass
+class _Row:
+    start: int
+    positions: NDArray[np.float64]
+    valid: NDArray[np.bool_]
+    homographies: NDArray[np.float64]
+    estimated: NDArray[np.bool_]
+    steps_done: int = 0
+
+
+class FlowTracker:
+    """A `Tracker` by warped dense flow. One for each video; `stage` times its parts."""
+
+    def __init__(self, recipe: Recipe, stage: Stage) -> None:
+        if recipe.start_stride is None:
+            raise ValueError("the recipe's start_stride is not resolved")
+        self._recipe, self._stride, self._stage = recipe, recipe.start_stride, stage
+        self._flow = make_flow(recipe.flow)
+        self._frames: deque[TrackedFrame] = deque(maxlen=recipe.frame_step + 1)
+        self._count = 0
+        self._rows: deque[_Row] = deque()
+
+    @property
+    def lookback(self) -> int:
+        """A row is returned with its last frame."""
+        return self._recipe.span
+
+    def push(self, frame: Frame) -> list[RowTracks]:
+        """See `Tracker`. Flow is only computed between frames that a trajectory steps across."""
+        recipe, index = self._recipe, self._count
+        self._count += 1
+        self._frames.append(TrackedFrame(frame))
+        frame_size = (frame.shape[0], frame.shape[1])
+        previous = index - recipe.frame_step
+        stepping = [r for r in self._rows if r.start + r.steps_done * recipe.frame_step == previous]
+        if stepping:
+            motion = self.pair_motion(self._frames[0], self._frames[-1])
+            with self._stage("integrate"):
+                self._advance(stepping, motion)
+        if index % self._stride == 0:
+            self._rows.append(self._new_row(index, frame_size))
+        done = []
+        while self._rows and self._rows[0].steps_done == recipe.length:
+            row = self._rows.popleft()
+            done.append(RowTracks(row.start, row.positions, row.valid, row.homographies, row.estimated))
+        return done
+
+    def finish(self) -> list[RowTracks]:
+        """See `Tracker`: every complete row has been returned already."""
+        self._rows.clear()
+        return []
+
+    def pair_motion(self, a: TrackedFrame, b: TrackedFrame) -> PairMotion:
+        """The motion from frame a to frame b."""
+        frame_size = (a.gray.shape[0], a.gray.shape[1])
+        gray_a, gray_b = a.gray.astype(np.float32), b.gray.astype(np.float32)
+        with self._stage("flow"):
+            flow = self._flow(gray_a, gray_b)
+        camera = CameraMotion(np.eye(3), estimated=False)
+        if self._recipe.remove_camera:
+            camera = self._camera(a, b, flow)
+        measured = np.ones(frame_size, dtype=np.bool_)
+        if camera.estimated:
+            with self._stage("warp"):
+                rectified, measured = rectify(gray_b, camera.homography)
+            with self._stage("flow"):
+                flow = self._flow(gray_a, rectified)
+        with self._stage("median"):
+            return PairMotion(median_filter(flow), measured, camera)
+
+    def _camera(self, a: TrackedFrame, b: TrackedFrame, flow: FlowField) -> CameraMotion:
+        pairs = []
+        for kind in self._recipe.camera_features:
+            if kind == "corners":
+                with self._stage("corners"):
+                    pairs.append(carry_corners(a.gray, flow))
+                continue
+            with self._stage(kind):
+                features_a, features_b = a.features(kind), b.features(kind)
+            with self._stage("match"):
+                pairs.append(match_features(features_a, features_b))
+        with self._stage("ransac"):
+            return estimate_camera(pairs, (a.gray.shape[0], a.gray.shape[1]), self._recipe)
+
+    def _new_row(self, start: int, frame_size: tuple[int, int]) -> _Row:
+        length = self._recipe.length
+        points = grid_points(frame_size, self._recipe.grid_stride)
+        positions = np.repeat(points[:, None], length + 1, axis=1)
+        valid = np.zeros((len(points), length + 1), dtype=np.bool_)
+        valid[:, 0] = True
+        return _Row(start, positions, valid, np.tile(np.eye(3), (length, 1, 1)), np.zeros(length, np.bool_))
+
+    def _advance(self, rows: list[_Row], motion: PairMotion) -> None:
+        in_image = self._recipe.positions_in == "image"
+        moves_by = motion.camera.homography if in_image else np.eye(3)
+        points = np.concatenate([row.positions[:, row.steps_done] for row in rows])
+        alive = np.concatenate([row.valid[:, row.steps_done] for row in rows])
+        points, alive = advance(points, alive, motion.flow, motion.measured, moves_by)
+        count = len(points) // len(rows)
+        for number, row in enumerate(rows):
+            own = slice(number * count, (number + 1) * count)
+            row.homographies[row.steps_done] = motion.camera.homography
+            row.estimated[row.steps_done] = motion.camera.estimated
+            row.steps_done += 1
+            row.positions[:, row.steps_done] = points[own]
+            row.valid[:, row.steps_done] = alive[own]
+
+
+def rectify(gray: Gray, homography: NDArray[np.float64]) -> tuple[Gray, NDArray[np.bool_]]:
+    """b~(x) = b(G x) and where it is a measurement: float32 (H, W) and bool (H, W).
+
+    Where G x lies outside b there is nothing to measure: those pixels, and their neighbours that the median filter
+    mixes with them, are not measured. They repeat b's border, never a pixel of a.
+    """
+    height, width = gray.shape
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    warped = cv2.warpPerspective(gray, homography, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
+    inside = inside_frame(apply_homography(homography, np.stack([x, y], axis=-1)), (height, width))
+    measured = cv2.erode(inside.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=1)
+    return np.asarray(warped, dtype=np.float32), np.asarray(measured, dtype=np.bool_)

@@ -1,0 +1,41 @@
+"""What every source of motion looks like: frames in, trajectories out."""
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_specs.video import Frame
+
+
+@dataclasses.dataclass(frozen=True)
+class RowTracks:
+    """The trajectories that begin in one frame. N grid points, row-major; L steps.
+
+    `start`: the frame in which they begin.
+    `positions`: float64 (N, L + 1, 2), x and y in pixels of the tracked frame.
+    `valid`: bool (N, L + 1), where the point is inside the frame and measured.
+    `homographies`: float64 (L, 3, 3), the camera's G of each step: a still point at x in the frame of step k is at
+    G x in the frame of step k + 1. `estimated`: bool (L,), false where G is the identity for want of an estimate.
+    """
+
+    start: int
+    positions: NDArray[np.float64]
+    valid: NDArray[np.bool_]
+    homographies: NDArray[np.float64]
+    estimated: NDArray[np.bool_]
+
+
+class Tracker(Protocol):
+    """Tracks one video. Frames are pushed in order, each once; rows come back in order, as they become complete."""
+
+    @property
+    def lookback(self) -> int:
+        """How many frames before the last one pushed a returned row may have begun, at most."""
+
+    def push(self, frame: Frame) -> list[RowTracks]:
+        """Take the next frame, RGB uint8 (height, width, 3), and return the rows that it completes."""
+
+    def finish(self) -> list[RowTracks]:
+        """Return the complete rows that are still held. Rows that the video's end cuts short are not rows."""

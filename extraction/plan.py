@@ -1,0 +1,156 @@
+"""What a run has to do: which videos of which shards, and about how many bytes they will take."""
+
+import dataclasses
+import importlib.metadata
+import logging
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_specs.container import read_header
+from data_specs.dataset import VideoEntry, VideoList
+from data_specs.failures import read_failures
+from data_specs.geometry import grid_size, start_frames, tracked_size
+from data_specs.recipe import Recipe
+from data_specs.schema import array_specs
+from data_specs.track_store import StoreInfo
+from extraction.commit import ShardFolder
+
+logger = logging.getLogger(__name__)
+
+# Compressed bytes over plain bytes; docs/bytes.md has the measurement. Only an estimate hangs on it.
+_COMPRESSION = 0.4
+_SAMPLE = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Todo:
+    """A video to extract: its place in the shard, and how often it was tried before."""
+
+    place: int
+    entry: VideoEntry
+    attempts: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardPlan:
+    """One shard: its videos in list order, those to extract, how many have failed, and whether it is in place."""
+
+    shard: int
+    entries: tuple[VideoEntry, ...]
+    todo: tuple[Todo, ...]
+    failed: int
+    complete: bool
+
+    @property
+    def needs_assembly(self) -> bool:
+        """Whether the shard has to be written once its videos are done."""
+        return not self.complete or bool(self.todo)
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What the videos to do come to, judged by a sample of them."""
+
+    sampled: int
+    frames: float
+    stored_bytes: float
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of everything that can change a store's bytes."""
+    packages = {
+        "motion-targets": "motion-targets",
+        "decord": "decord2",
+        "mahotas": "mahotas",
+        "numba": "numba",
+        "numcodecs": "numcodecs",
+        "numpy": "numpy",
+        "opencv": "opencv-contrib-python-headless",
+        "zarr": "zarr",
+    }
+    versions = {name: importlib.metadata.version(package) for name, package in packages.items()}
+    return {**versions, "python": platform.python_version()}
+
+
+def store_info(videos: VideoList, recipe: Recipe, num_shards: int) -> StoreInfo:
+    """What store.json says of a store of these videos."""
+    return StoreInfo(
+        dataset=videos.dataset,
+        split=videos.split,
+        recipe=recipe,
+        list_sha256=videos.digest,
+        num_videos=len(videos.entries),
+        num_shards=num_shards,
+        software=software_versions(),
+    )
+
+
+def plan_shards(
+    store: Path, videos: VideoList, num_shards: int, shards: Sequence[int], *, retry_failed: bool
+) -> list[ShardPlan]:
+    """Look at what the store holds already. Done videos are never done again; failed ones with `retry_failed`."""
+    return [_plan_shard(store, shard, videos.shard(shard, num_shards), retry_failed) for shard in shards]
+
+
+def _plan_shard(store: Path, shard: int, entries: tuple[VideoEntry, ...], retry_failed: bool) -> ShardPlan:
+    folder = ShardFolder(store, shard)
+    complete = folder.is_complete
+    listed = {failure.index: failure for failure in read_failures(store, shard)} if complete else {}
+    todo, failed = [], 0
+    for place, entry in enumerate(entries):
+        if complete and entry.index not in listed:
+            continue
+        if folder.tracks_path(place).exists():
+            continue
+        failure = folder.read_failed(place) or listed.get(entry.index)
+        failed += failure is not None
+        if failure is None or retry_failed:
+            todo.append(Todo(place, entry, failure.attempts if failure else 0))
+    return ShardPlan(shard, entries, tuple(todo), failed, complete)
+
+
+def parse_shards(text: str | None, num_shards: int) -> list[int]:
+    """`0,3-5` to [0, 3, 4, 5]; None to all shards. Raises ValueError for anything outside 0 ... num_shards - 1."""
+    if text is None:
+        return list(range(num_shards))
+    chosen: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError(f"--only-shards {text}: {part!r} is neither a number nor a range such as 3-5")
+        low, high = int(first), int(last) if dash else int(first)
+        if low > high or high >= num_shards:
+            raise ValueError(f"--only-shards {text}: {part!r} is not within 0-{num_shards - 1}")
+        chosen.update(range(low, high + 1))
+    return sorted(chosen)
+
+
+def estimate(plans: Sequence[ShardPlan], root: Path, recipe: Recipe) -> Estimate:
+    """Frames and stored bytes of the videos to do, by opening a sample of them. Unreadable ones count as nothing."""
+    todo = [item.entry for plan in plans for item in plan.todo]
+    if not todo:
+        return Estimate(0, 0, 0)
+    sample = [todo[i] for i in np.linspace(0, len(todo) - 1, min(_SAMPLE, len(todo))).astype(int)]
+    frames = stored = 0.0
+    for entry in sample:
+        header = read_header(root / entry.path)
+        if header.frames and header.sizes:
+            frames += header.frames
+            stored += _plain_bytes(int(header.frames), header.sizes[0], recipe) * _COMPRESSION
+    scale = len(todo) / len(sample)
+    return Estimate(len(sample), frames * scale, stored * scale)
+
+
+def _plain_bytes(num_frames: int, source_size: tuple[int, int], recipe: Recipe) -> int:
+    assert recipe.start_stride is not None
+    starts = len(start_frames(num_frames, recipe.length, recipe.frame_step, recipe.start_stride))
+    rows, columns = grid_size(tracked_size(source_size, recipe.short_side), recipe.grid_stride)
+    per_point = sum(
+        int(np.prod(spec.inner)) * np.dtype(spec.dtype).itemsize
+        for spec in array_specs(recipe).values()
+        if spec.axis == "point"
+    )
+    return starts * rows * columns * per_point

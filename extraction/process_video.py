@@ -1,0 +1,97 @@
+"""One video's frames in, its encoded start rows out. Knows nothing of Ray, and of no file.
+
+Memory is bounded by the frames between a trajectory's first and last step, however long the video is.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_specs.encoding import encode_hog, encode_positions
+from data_specs.recipe import Recipe
+from data_specs.schema import HOG_BINS
+from data_specs.video import Frame
+from extraction.hog import GradientMap, gradient_map, window_histograms
+from extraction.motion.flow_tracker import FlowTracker
+from extraction.motion.tracker import RowTracks, Tracker
+from extraction.stages import Stage
+
+EncodedRow = dict[str, NDArray[np.generic]]
+"""One start row: the arrays of `schema.STREAMED` by name, (1, ...) for a start array, (N, ...) for a point array."""
+
+
+def make_tracker(recipe: Recipe, stage: Stage) -> Tracker:
+    """A tracker for one video."""
+    return FlowTracker(recipe, stage)
+
+
+def process_video(frames: Iterable[Frame], recipe: Recipe, stage: Stage) -> Iterator[EncodedRow]:
+    """Yield the start rows of a video in order, encoded as the store keeps them.
+
+    frames: all frames of the video at the tracked size, RGB uint8 (H, W, 3), taken one by one.
+    recipe: with its start stride resolved.
+    """
+    tracker = make_tracker(recipe, stage)
+    window = _GradientWindow(recipe, tracker.lookback)
+    source = iter(frames)
+    while True:
+        with stage("decode"):
+            frame = next(source, None)
+        if frame is None:
+            break
+        window.push(frame)
+        for row in tracker.push(frame):
+            yield _encode(row, window, recipe, stage)
+    for row in tracker.finish():
+        yield _encode(row, window, recipe, stage)
+
+
+def _encode(row: RowTracks, window: "_GradientWindow", recipe: Recipe, stage: Stage) -> EncodedRow:
+    encoded: EncodedRow = {
+        "start/frame": np.array([row.start], dtype=np.int32),
+        "camera/homography": row.homographies[None].astype(np.float32),
+        "camera/estimated": row.estimated[None].astype(np.uint8),
+    }
+    with stage("encode"):
+        encoded["displacement"] = encode_positions(row.positions)
+        encoded["valid"] = row.valid.astype(np.uint8)
+    if recipe.hog:
+        with stage("hog"):
+            hog = window.histograms(row)
+        with stage("encode"):
+            encoded["hog"], scale = encode_hog(hog)
+        encoded["start/hog_scale"] = np.array([scale], dtype=np.float32)
+    return encoded
+
+
+class _GradientWindow:
+    """The last frames of the video and their gradients, which are computed when a row first asks for them."""
+
+    def __init__(self, recipe: Recipe, lookback: int) -> None:
+        self._recipe, self._lookback = recipe, lookback
+        self._frames: dict[int, Frame] = {}
+        self._gradients: dict[int, GradientMap] = {}
+        self._count = 0
+
+    def push(self, frame: Frame) -> None:
+        if not self._recipe.hog:
+            return
+        self._frames[self._count] = frame
+        gone = self._count - self._lookback - 1
+        self._frames.pop(gone, None)
+        self._gradients.pop(gone, None)
+        self._count += 1
+
+    def histograms(self, row: RowTracks) -> NDArray[np.float32]:
+        """HOG at steps 0 ... L - 1, float32 (N, L, 9 C); zeros where the point is not valid."""
+        length, channels = self._recipe.length, self._recipe.hog_channels
+        hog = np.empty((len(row.positions), length, HOG_BINS * channels), dtype=np.float32)
+        for k in range(length):
+            index = row.start + k * self._recipe.frame_step
+            if index not in self._gradients:
+                self._gradients[index] = gradient_map(self._frames[index], channels)
+            hog[:, k] = window_histograms(
+                self._gradients[index], row.positions[:, k], row.valid[:, k], self._recipe.hog_window
+            )
+        return hog

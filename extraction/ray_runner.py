@@ -1,0 +1,63 @@
+"""Jobs on Ray Core: the only module that imports Ray.
+
+With `RAY_ADDRESS` set the jobs go to that cluster, otherwise to worker processes of this one, started and ended with
+the run. A job writes its own files; what comes back is a small record.
+"""
+
+import logging
+import os
+from typing import Any
+
+import ray
+import ray.exceptions
+
+from extraction.jobs import Job, Result, run_job
+from extraction.run import WorkerLostError
+
+logger = logging.getLogger(__name__)
+
+# Results are a few hundred bytes; the default store would take a third of the machine's memory.
+_OBJECT_STORE_BYTES = 100 << 20
+# A worker starts anew after so many videos: decoders leak a little.
+_JOBS_PER_WORKER = 200
+
+
+class RayExecutor:
+    """An `Executor` on Ray. workers: how many jobs at a time; 0 for one on each core."""
+
+    def __init__(self, workers: int) -> None:
+        os.environ.setdefault("RAY_task_oom_retries", "0")  # tries are counted by the driver, whatever killed them
+        # the future default, in force already: workers see the devices that they are given
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(log_to_driver=True, logging_level=logging.WARNING)
+        else:
+            ray.init(
+                num_cpus=workers or os.cpu_count() or 1,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=True,
+                logging_level=logging.WARNING,
+            )
+        self.slots = workers or int(ray.cluster_resources().get("CPU", 1))
+        self._task = ray.remote(num_cpus=1, max_retries=0, max_calls=_JOBS_PER_WORKER)(run_job)
+        self._running: dict[Any, Job] = {}
+
+    def submit(self, job: Job) -> None:
+        """See `Executor`."""
+        self._running[self._task.remote(job)] = job
+
+    def next_result(self) -> tuple[Job, Result | WorkerLostError]:
+        """See `Executor`."""
+        ready, _ = ray.wait(list(self._running), num_returns=1)
+        job = self._running.pop(ready[0])
+        try:
+            return job, ray.get(ready[0])
+        except ray.exceptions.RayTaskError as error:
+            raise error.as_instanceof_cause() from error
+        except ray.exceptions.RayError as error:
+            return job, WorkerLostError(type(error).__name__)
+
+    def close(self) -> None:
+        """See `Executor`."""
+        ray.shutdown()
