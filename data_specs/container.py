@@ -7,6 +7,7 @@ size nor a file that was cut off shows in its frames.
 import dataclasses
 import logging
 from pathlib import Path
+from typing import cast
 
 import av
 
@@ -42,7 +43,7 @@ def read_header(path: str | Path) -> ContainerHeader:
             stream.codec_context.skip_frame = "NONKEY"
             for packet in container.demux(stream):
                 if packet.is_keyframe or packet.dts is None:
-                    for frame in packet.decode():
+                    for frame in cast(list[av.VideoFrame], packet.decode()):
                         sizes[(frame.height, frame.width)] = None
     except av.FFmpegError as error:
         # Whether the file can be used is the decoder's to say; what was read until here still counts.

@@ -24,6 +24,8 @@ from typing import Any, Literal
 import jsonargparse
 import yaml
 
+from data_specs.demo_clips import render_demo_clips
+
 ListFormat = Literal["auto", "path_label", "csv", "paths"]
 PATH_COLUMNS = ("path", "video_path", "video", "filename", "file")
 _PATH_LABEL = re.compile(r"(?P<path>.*\S)(?:\s*,\s*|\s+)-?\d+")
@@ -155,17 +157,13 @@ def load_videos(
         raise DatasetError(f"data set {spec.name} has no split {split}: it has {', '.join(spec.lists)}")
     folder = _root(spec, root)
     if spec.rendered and not folder.exists():
-        from data_specs.demo_clips import render_demo_clips  # noqa: PLC0415 (only the demo needs OpenCV here)
-
         render_demo_clips(folder)
     if not folder.is_dir():
         raise DatasetError(f"root {folder} of data set {spec.name} is not a folder; give it with --root")
     path = Path(list_file) if list_file else folder / spec.lists[split]
     hint = "" if list_file else f" (the {split} list of {spec.name}; another one is given with --list)"
     entries = parse_list(_read(path, f"list {path}{hint}"), spec, where=f"list {path}", root=folder)
-    return VideoList(
-        dataset=spec.name, split=split, root=folder, entries=entries, start_stride=spec.start_stride
-    )
+    return VideoList(dataset=spec.name, split=split, root=folder, entries=entries, start_stride=spec.start_stride)
 
 
 def parse_list(text: str, spec: DatasetSpec, where: str, root: Path) -> tuple[VideoEntry, ...]:

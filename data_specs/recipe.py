@@ -101,9 +101,8 @@ class Recipe:
         parser = jsonargparse.ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(cls)
         try:
-            parsed = parser.parse_object({**fields, "camera_features": list(fields.get("camera_features", []))}) \
-                if "camera_features" in fields else parser.parse_object(fields)
-            return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in vars(parsed).items()})
+            checked: dict[str, Any] = vars(parser.parse_object(fields))
+            return cls(**{**checked, "camera_features": tuple(checked["camera_features"])})
         except (jsonargparse.ArgumentError, RecipeError, TypeError) as error:
             raise RecipeError(f"{where}: {error}") from error
 

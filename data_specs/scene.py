@@ -120,9 +120,7 @@ class Scene:
             for number in range(len(self.discs) + 1):
                 on_it = layer == number
                 positions[on_it, k] = apply_homography(self._between(number, start, t), points[on_it])
-            visible[:, k] = inside_frame(positions[:, k], self.size) & (
-                self.layers(positions[:, k], t) == layer
-            )
+            visible[:, k] = inside_frame(positions[:, k], self.size) & (self.layers(positions[:, k], t) == layer)
         return positions, visible
 
     def flow(self, t: int, u: int) -> NDArray[np.float64]:

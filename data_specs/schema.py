@@ -62,7 +62,8 @@ class VideoMeta:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "VideoMeta":
         """The inverse of `dataclasses.asdict` after a trip through JSON, which makes lists of tuples."""
-        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()})
+        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+        return cls(**values)
 
 
 def array_specs(recipe: Recipe) -> dict[str, ArraySpec]:
@@ -78,13 +79,9 @@ def array_specs(recipe: Recipe) -> dict[str, ArraySpec]:
         ArraySpec("video/first_start", "int64", "video_offset", -1),
         ArraySpec("start/frame", "int32", "start", -1),
         ArraySpec("start/first_point", "int64", "start_offset", -1),
-        ArraySpec(
-            "camera/homography", "float32", "start", float("nan"), (length, 3, 3), ("step", "row", "column")
-        ),
+        ArraySpec("camera/homography", "float32", "start", float("nan"), (length, 3, 3), ("step", "row", "column")),
         ArraySpec("camera/estimated", "uint8", "start", 255, (length,), ("step",)),
-        ArraySpec(
-            "displacement", "int16", "point", -32768, (length, 2), ("step", "xy"), (("unit_px", UNIT_PX),)
-        ),
+        ArraySpec("displacement", "int16", "point", -32768, (length, 2), ("step", "xy"), (("unit_px", UNIT_PX),)),
         ArraySpec("valid", "uint8", "point", 255, (length + 1,), ("position",), (("valid_returns", False),)),
     ]
     if recipe.hog:
@@ -96,5 +93,13 @@ def array_specs(recipe: Recipe) -> dict[str, ArraySpec]:
     return {spec.name: spec for spec in specs}
 
 
-STREAMED = ("start/frame", "start/hog_scale", "camera/homography", "camera/estimated", "displacement", "valid", "hog")
+STREAMED = (
+    "start/frame",
+    "start/hog_scale",
+    "camera/homography",
+    "camera/estimated",
+    "displacement",
+    "valid",
+    "hog",
+)
 """The arrays that a video's extraction fills row by row; the rest follows from its `VideoMeta`."""

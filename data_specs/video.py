@@ -4,10 +4,10 @@ Decided here, once:
 
 - *Decoder.* decord (the `decord2` package), in RGB. Frame i is the i-th frame in presentation order.
 - *Rotation.* Frames are turned upright by the container's rotation metadata; sizes are those of the upright frame.
-- *Variable frame rate.* Time is counted in frames, never in seconds: timestamps play no part in which frames there are.
-  `fps` is the container's average and is only recorded.
-- *Size.* The short side becomes `short_side` (area averaging, half-pixel rule); smaller videos are left as they are, odd
-  sizes too. Both axes are rounded on their own, see `geometry.tracked_size`.
+- *Variable frame rate.* Time is counted in frames, never in seconds: timestamps play no part in which frames there
+  are. `fps` is the container's average and is only recorded.
+- *Size.* The short side becomes `short_side` (area averaging, half-pixel rule); smaller videos are left as they are,
+  odd sizes too. Both axes are rounded on their own, see `geometry.tracked_size`.
 - *Number of frames.* As many as can be decoded from start to end. A file that stops early, has holes, or in which the
   decoder puts a neighbour in the place of a broken frame is an error, not a shorter or a repeated video.
 """
@@ -17,7 +17,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import cv2
 import decord
 import numpy as np

@@ -42,7 +42,12 @@ def build_parser() -> jsonargparse.ArgumentParser:
         help="folder that the list's paths are relative to; without it the data set's environment variable, "
         "e.g. K400_ROOT",
     )  # fmt: skip
-    add("--split", type=str | None, metavar="NAME", help="which of the data set's lists; default: its own, train")
+    add(
+        "--split",
+        type=str | None,
+        metavar="NAME",
+        help="which of the data set's lists; default: its own, train",
+    )
     add("--list", type=str | None, metavar="FILE", help="a list in place of the data set's own")
     add("--shards", type=int, required=True, metavar="N", help="number of shards of the store")
     add("--out", type=Path | None, metavar="STORE", help="the store; default: ./DATASET-RECIPE.tracks")
@@ -50,9 +55,23 @@ def build_parser() -> jsonargparse.ArgumentParser:
         "--recipe", type=str, default="mme-object", metavar="NAME|FILE.yaml",
         help=f"what to extract: {', '.join(recipe_names())}, or a recipe file",
     )  # fmt: skip
-    add("--flow", type=Literal["tvl1", "dis"] | None, help="optical flow in place of the recipe's; dis is the fast one")
-    add("--start-stride", type=int | None, metavar="N", help="frames between start rows, in place of the recipe's")
-    add("--only-shards", type=str | None, metavar="0,3-5", help="do these shards only; several tasks share a store so")
+    add(
+        "--flow",
+        type=Literal["tvl1", "dis"] | None,
+        help="optical flow in place of the recipe's; dis is the fast one",
+    )
+    add(
+        "--start-stride",
+        type=int | None,
+        metavar="N",
+        help="frames between start rows, in place of the recipe's",
+    )
+    add(
+        "--only-shards",
+        type=str | None,
+        metavar="0,3-5",
+        help="do these shards only; several tasks share a store so",
+    )
     add("--workers", type=int, default=0, metavar="N", help="videos at a time; 0 for one on each core")
     add(
         "--executor", type=Literal["ray", "local"], default="ray",
@@ -145,7 +164,7 @@ def _run(
 def _exit_status(plans: Sequence[ShardPlan]) -> int:
     videos, failed = sum(len(plan.entries) for plan in plans), sum(plan.failed for plan in plans)
     if failed == videos:
-        logger.error("none of the %d videos could be extracted" if videos else "there are no videos to extract", *([videos] if videos else []))
+        logger.error("nothing done: %d of %d videos failed", failed, videos)
         return EXIT_NOTHING_DONE
     if failed:
         logger.warning("%d of %d videos failed", failed, videos)
@@ -164,7 +183,7 @@ def describe(plans: Sequence[ShardPlan], videos: VideoList, recipe: Recipe, stor
         f"to do      {todo} videos; {sum(p.failed for p in plans)} have failed before"
         + ("" if not any(p.failed for p in plans) else " (--retry-failed tries those again)"),
         f"recipe     {recipe.name}, flow {recipe.flow}, a start row every {recipe.start_stride} frames",
-        f"estimate   {guess.frames:,.0f} frames, {guess.stored_bytes / 1e6:,.1f} MB, from {guess.sampled} of the videos",
+        f"estimate   {guess.frames:,.0f} frames, {guess.stored_bytes / 1e6:,.1f} MB, from {guess.sampled} of them",
     ]
     return "\n".join(lines) + "\n"
 
@@ -178,10 +197,13 @@ def summarise(summary: RunSummary) -> str:
         f"{summary.frames / max(summary.worker_seconds, 1e-9):.2f} frames/s for each worker",
     ]
     if summary.seconds:
-        lines.append("ms per frame by stage: " + ", ".join(
-            f"{stage} {1e3 * seconds / frames:.2f}"
-            for stage, seconds in sorted(summary.seconds.items(), key=lambda item: -item[1])
-        ))
+        lines.append(
+            "ms per frame by stage: "
+            + ", ".join(
+                f"{stage} {1e3 * seconds / frames:.2f}"
+                for stage, seconds in sorted(summary.seconds.items(), key=lambda item: -item[1])
+            )
+        )
     return "\n".join(lines)
 
 

@@ -39,9 +39,7 @@ def check_store(path: Path, info: StoreInfo) -> None:
         return
     there = TrackStore(path).info
     differing = [
-        f"{name}: the store has {old}, this run {new}"
-        for name, old, new in _settings(there, info)
-        if old != new
+        f"{name}: the store has {old}, this run {new}" for name, old, new in _settings(there, info) if old != new
     ]
     if differing:
         raise StoreError(
@@ -136,5 +134,3 @@ class ShardFolder:
             sync(self.complete_path.parent)
         shutil.rmtree(self.partial_path)
         return True
-
-

@@ -1,8 +1,8 @@
 """Trajectory-aligned histograms of oriented gradients (MME eq. 5; Dalal & Triggs 2005).
 
 Nine unsigned orientation bins over [0, pi), centred at k * 20 degrees, so that a horizontal flip maps bin k to bin
-(9 - k) mod 9. A pixel's gradient magnitude is shared between the two nearest bins and none of it is lost; a histogram is
-the sum over a square window centred on the tracked point, pixels at its rim counted by the part that it covers. No
+(9 - k) mod 9. A pixel's gradient magnitude is shared between the two nearest bins and none of it is lost; a histogram
+is the sum over a square window centred on the tracked point, pixels at its rim counted by the part that it covers. No
 normalisation.
 """
 
@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 from data_specs.schema import HOG_BINS
 from data_specs.video import Frame
+
+_PI = np.float32(math.pi)
+_BINS_PER_RADIAN = np.float32(HOG_BINS / math.pi)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +56,7 @@ def _share_out(
         for x in range(width):
             strongest = 0
             if channels == 1:
-                best = np.float32(-1.0)
+                best = -1.0
                 for c in range(colours):
                     power = gx[y, x, c] * gx[y, x, c] + gy[y, x, c] * gy[y, x, c]
                     if power > best:
@@ -62,11 +65,13 @@ def _share_out(
                 c = strongest if channels == 1 else out
                 dx, dy = gx[y, x, c], gy[y, x, c]
                 magnitude = math.sqrt(dx * dx + dy * dy)
-                position = (math.atan2(dy, dx) % math.pi) * (HOG_BINS / math.pi)
+                signed = math.atan2(dy, dx)
+                angle = signed + _PI if signed < 0 else signed
+                position = angle * _BINS_PER_RADIAN  # 0 ... 9, and 9 is bin 0 again
                 k = int(position)
                 share = position - k
                 bins[y, x, out] = k % HOG_BINS
-                lower[y, x, out] = magnitude * (1 - share)
+                lower[y, x, out] = magnitude - magnitude * share
                 upper[y, x, out] = magnitude * share
     return bins, lower, upper
 
@@ -101,9 +106,9 @@ def _sum_windows(
         # pixel x covers x - 0.5 ... x + 0.5, so with 0.5 added to both a pixel is an interval between integers
         left, top = points[i, 0] + 0.5 - window / 2, points[i, 1] + 0.5 - window / 2
         right, bottom = left + window, top + window
-        for y in range(max(0, int(math.floor(top))), min(height, int(math.ceil(bottom)))):
+        for y in range(max(0, math.floor(top)), min(height, math.ceil(bottom))):
             covered_y = min(y + 1.0, bottom) - max(float(y), top)
-            for x in range(max(0, int(math.floor(left))), min(width, int(math.ceil(right)))):
+            for x in range(max(0, math.floor(left)), min(width, math.ceil(right))):
                 covered = covered_y * (min(x + 1.0, right) - max(float(x), left))
                 for c in range(channels):
                     k = bins[y, x, c]

@@ -102,9 +102,7 @@ def run(
 
     def video_job(shard: int, place: int, attempts: int) -> VideoJob:
         entry = by_shard[shard].entries[place]
-        return VideoJob(
-            store=store, shard=shard, place=place, entry=entry, root=root, recipe=recipe, attempts=attempts
-        )
+        return VideoJob(store=store, shard=shard, place=place, entry=entry, root=root, recipe=recipe, attempts=attempts)
 
     def shard_job(shard: int) -> ShardJob:
         entries = by_shard[shard].entries
@@ -114,9 +112,7 @@ def run(
 
     # shards that are finished go first: they free their partial files
     queue: deque[Job] = deque(shard_job(shard) for shard, count in left.items() if count == 0)
-    queue.extend(
-        video_job(plan.shard, item.place, item.attempts) for plan in plans for item in plan.todo
-    )
+    queue.extend(video_job(plan.shard, item.place, item.attempts) for plan in plans for item in plan.todo)
     running = 0
     while queue or running:
         # a small backlog keeps the workers busy while the driver looks at a result

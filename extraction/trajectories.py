@@ -33,7 +33,7 @@ def advance(
         if not alive[i]:
             continue
         x, y = points[i, 0], points[i, 1]
-        x0, y0 = min(int(math.floor(x)), width - 1), min(int(math.floor(y)), height - 1)
+        x0, y0 = min(math.floor(x), width - 1), min(math.floor(y), height - 1)
         fx, fy = x - x0, y - y0
         sx = sy = 0.0
         is_measured = True

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_specs.geometry import apply_homography, grid_points, inside_frame
+from data_specs.geometry import grid_points
 from data_specs.recipe import CameraFeature, Recipe
 from data_specs.video import Frame
 from extraction.camera import (
@@ -28,6 +28,7 @@ from extraction.motion.dense_flow import FlowField, Gray, make_flow, median_filt
 from extraction.motion.tracker import RowTracks
 from extraction.stages import Stage
 from extraction.trajectories import advance
+
 
 class TrackedFrame:
     """A grey frame whose features are computed once, though two pairs need them."""
@@ -173,7 +174,8 @@ def rectify(gray: Gray, homography: NDArray[np.float64]) -> tuple[Gray, NDArray[
     height, width = gray.shape
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     warped = cv2.warpPerspective(gray, homography, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
-    inside = inside_frame(apply_homography(homography, np.stack([x, y], axis=-1)), (height, width))
+    y, x = np.arange(height)[:, None], np.arange(width)
+    u, v, w = (row[0] * x + (row[1] * y + row[2]) for row in homography)
+    inside = (u >= 0) & (u <= (width - 1) * w) & (v >= 0) & (v <= (height - 1) * w)  # w > 0: it is plausible
     measured = cv2.erode(inside.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=1)
     return np.asarray(warped, dtype=np.float32), np.asarray(measured, dtype=np.bool_)
