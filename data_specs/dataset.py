@@ -28,7 +28,7 @@ from data_specs.demo_clips import render_demo_clips
 
 ListFormat = Literal["auto", "path_label", "csv", "paths"]
 PATH_COLUMNS = ("path", "video_path", "video", "filename", "file")
-_PATH_LABEL = re.compile(r"(?P<path>.*\S)(?:\s*,\s*|\s+)-?\d+")
+_PATH_LABEL = re.compile(r"(?P<path>.*[^\s,])(?:\s*,\s*|\s+)-?\d+")
 
 
 class DatasetError(ValueError):

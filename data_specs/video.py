@@ -98,13 +98,11 @@ class Video:
             raise VideoOpenError(path, "the file is empty")
         try:
             self._reader = decord.VideoReader(str(path), num_threads=1, fault_tol=_NO_RECOVERED_FRAMES)
-            first = _rgb(self._reader.next(), path)
-        except VideoError:
-            raise
-        except StopIteration:
-            raise VideoOpenError(path, "holds no frame") from None
         except (*_DECORD_ERRORS, RuntimeError, AssertionError) as error:
             raise VideoOpenError(path, f"cannot be opened as a video: {_decord_reason(error)}") from error
+        first = self._next()
+        if first is None:
+            raise VideoOpenError(path, "holds no frame")
         self._first: Frame | None = first
         self.decoded_frames = 0
         self.fps = float(self._reader.get_avg_fps())

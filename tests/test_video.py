@@ -1,0 +1,167 @@
+"""Frames against PyAV, a second decoder; bad files made on the spot."""
+
+import pickle
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from videos import cut_off, noise_frames, overwrite, turn_by_metadata, write_video
+
+from data_specs.video import (
+    FrameSizeChangedError,
+    Video,
+    VideoDecodeError,
+    VideoError,
+    VideoOpenError,
+    VideoTruncatedError,
+)
+
+
+def read(path, short_side=None):
+    return list(Video(path, short_side))
+
+
+# decord 3.4 hands out padded rows at these widths of 16, 32, 48, 96 and 144
+@pytest.mark.parametrize("width", [32, 48, 57, 96, 100, 144, 170, 176])
+def test_frames_are_those_of_another_decoder(tmp_path, width):
+    frames = noise_frames(5, 40, width)
+    path = write_video(tmp_path / "v.mkv", frames)
+    with av.open(str(path)) as container:
+        others = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+    video = Video(path, 256)
+    ours = list(video)
+    assert video.source_size == video.frame_size == (40, width)
+    assert video.decoded_frames == len(ours) == 5
+    assert video.fps == pytest.approx(25)
+    for a, b, truth in zip(ours, others, frames, strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, truth)
+
+
+def test_b_frames_come_in_presentation_order(tmp_path):
+    frames = [np.full((48, 64, 3), 8 * i + 4, np.uint8) for i in range(30)]
+    path = write_video(tmp_path / "v.mp4", frames, "libx264", "yuv420p")
+    levels = [float(f.mean()) for f in read(path)]
+    np.testing.assert_allclose(levels, [8 * i + 4 for i in range(30)], atol=2)
+
+
+def test_rotation_metadata_is_applied(tmp_path):
+    frames = noise_frames(4, 48, 80)
+    path = write_video(tmp_path / "v.mp4", frames, "libx264", "yuv420p")
+    upright = read(path)
+    turn_by_metadata(path)
+    video = Video(path, None)
+    assert video.source_size == (80, 48)
+    for turned, frame in zip(video, upright, strict=True):
+        np.testing.assert_array_equal(turned, np.rot90(frame, -1))
+
+
+def test_resizing_keeps_the_half_pixel_rule(tmp_path):
+    """A linear ramp stays one: the value at x' is the ramp's at (x' + 0.5) * W / W' - 0.5; odd sizes on both axes."""
+    ramp = np.stack([np.arange(321)[None] * 0.7 + np.arange(241)[:, None] * 0.1] * 3, axis=-1)
+    path = write_video(tmp_path / "v.mkv", [np.rint(ramp).astype(np.uint8)])
+    (frame,) = read(path, 101)
+    height, width = frame.shape[:2]
+    assert (height, width) == (101, 135)
+    x = (np.arange(width) + 0.5) * 321 / width - 0.5
+    y = (np.arange(height) + 0.5) * 241 / height - 0.5
+    expected = x[None] * 0.7 + y[:, None] * 0.1
+    difference = frame[1:-1, 1:-1, 0] - expected[1:-1, 1:-1]
+    assert np.abs(difference).max() < 1.01, "rounding twice, to 8 bits"
+    assert abs(difference.mean()) < 0.05, "half a pixel would be 0.35"
+
+
+@pytest.mark.parametrize(
+    ("codec", "pixels", "name"), [("libx264", "yuv420p", "v.avi"), ("mjpeg", "yuvj420p", "v.mkv")]
+)
+def test_a_change_of_size_midway_is_an_error(tmp_path, codec, pixels, name):
+    """decord scales every frame to the size of the first without a word."""
+    frames = noise_frames(12, 64, 100) + noise_frames(12, 80, 132)
+    path = write_video(tmp_path / name, frames, codec, pixels)
+    with pytest.raises(FrameSizeChangedError, match="64x100 and 80x132"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["v.mkv", "v.avi"])
+def test_a_file_that_was_cut_off_is_an_error(tmp_path, name):
+    """The frames that are left decode without a complaint; only the header knows of the others."""
+    whole = write_video(tmp_path / name, noise_frames(60, 48, 80), "libx264", "yuv420p")
+    assert len(read(whole)) == 60
+    with pytest.raises(VideoTruncatedError, match="announces about 60 frames"):
+        read(cut_off(whole, tmp_path / f"cut_{name}", 0.6))
+
+
+def test_a_cut_off_index_is_an_error(tmp_path):
+    whole = write_video(tmp_path / "v.mp4", noise_frames(30, 48, 80), "libx264", "yuv420p")
+    with pytest.raises(VideoOpenError, match="not a video file, or cut off before its index"):
+        read(cut_off(whole, tmp_path / "cut.mp4", 0.7))
+
+
+def test_a_cut_off_stream_behind_its_index_is_an_error(tmp_path):
+    whole = write_video(
+        tmp_path / "v.mp4", noise_frames(60, 64, 96), "libx264", "yuv420p", movflags="faststart"
+    )
+    with pytest.raises((VideoDecodeError, VideoTruncatedError)):
+        read(cut_off(whole, tmp_path / "cut.mp4", 0.5))
+
+
+def test_a_hole_is_an_error(tmp_path):
+    whole = write_video(tmp_path / "v.mp4", noise_frames(60, 64, 96), "libx264", "yuv420p", movflags="faststart")
+    with pytest.raises((VideoDecodeError, VideoTruncatedError)):
+        read(overwrite(whole, tmp_path / "hole.mp4", 0.5, 0.6))
+
+
+def test_frames_that_the_decoder_made_up_are_an_error(tmp_path):
+    """decord repeats the frame before one that it cannot decode: more frames than were really decoded."""
+    whole = write_video(tmp_path / "v.avi", noise_frames(60, 64, 96), "mpeg2video", "yuv420p")
+    data = bytearray(whole.read_bytes())
+    for place in np.random.default_rng(1).integers(len(data) // 2, len(data) * 5 // 6, 20):
+        data[place] ^= 0xFF
+    (tmp_path / "flipped.avi").write_bytes(data)
+    with pytest.raises(VideoDecodeError, match="recovered from nearest frames"):
+        read(tmp_path / "flipped.avi")
+
+
+def test_a_variable_frame_rate_is_no_truncation(tmp_path):
+    """Long gaps between frames: fewer than duration times nominal rate, and all there."""
+    path = tmp_path / "v.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.height, stream.width, stream.pix_fmt = 48, 80, "yuv420p"
+        stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
+        for number, pixels in enumerate(noise_frames(40, 48, 80)):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = 33 * number if number < 20 else 33 * 20 + 120 * (number - 20)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert len(read(path)) == 40
+
+
+def test_what_is_not_a_video_is_an_error_that_says_so(tmp_path):
+    (tmp_path / "text.mp4").write_text("hello")
+    (tmp_path / "empty.mp4").touch()
+    for name, problem in [
+        ("text.mp4", "not a video file"),
+        ("empty.mp4", "the file is empty"),
+        ("none.mp4", "no such file"),
+        (".", "is not a file"),
+    ]:
+        with pytest.raises(VideoOpenError, match=problem) as error:
+            read(tmp_path / name)
+        assert str(tmp_path / name) in str(error.value)
+        assert str(tmp_path) not in error.value.reason, "a reason is the same wherever the video lies"
+
+
+def test_errors_survive_the_way_back_from_a_worker():
+    error = pickle.loads(pickle.dumps(VideoTruncatedError("a/b.mp4", "60 frames")))
+    assert isinstance(error, VideoTruncatedError)
+    assert isinstance(error, VideoError)
+    assert str(error) == "a/b.mp4: 60 frames"
+
+
+def test_a_video_is_read_once(tmp_path):
+    video = Video(write_video(tmp_path / "v.mkv", noise_frames(3, 40, 56)), None)
+    assert len(list(video)) == 3
+    with pytest.raises(RuntimeError, match="open it again"):
+        list(video)
