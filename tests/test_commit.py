@@ -1,0 +1,167 @@
+"""A shard is put in place whole, from whichever point a crash left it at."""
+
+import re
+import shutil
+
+import pytest
+from conftest import store_bytes
+
+from data_specs.track_store import StoreError, TrackStore
+from data_specs.validate import validate_store
+from extraction.cli import main
+from extraction.commit import ShardFolder
+from extraction.durable import replacing
+
+
+def extract(clips, store, *more, listing=None):
+    return main(
+        ["--dataset", str(listing or clips / "list.txt"), "--root", str(clips), "--shards", "2", "--out", str(store),
+         "--flow", "dis", "--executor", "local", *more]
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(clips, tmp_path_factory):
+    store = tmp_path_factory.mktemp("commit") / "s"
+    assert extract(clips, store) == 0
+    return store
+
+
+class CrashError(Exception):
+    """Stands for a kill at this place."""
+
+
+# every rename that putting a shard in place consists of
+@pytest.mark.parametrize("crash_at", [1, 2])
+def test_a_crash_between_renames_is_mended_by_the_next_run(clips, undisturbed, tmp_path, monkeypatch, crash_at):
+    store = tmp_path / "s"
+    calls = []
+    original = type(store).rename
+
+    def rename(self, target):
+        calls.append(self)
+        if len(calls) == crash_at and self.name != "failures.jsonl":
+            raise CrashError
+        return original(self, target)
+
+    monkeypatch.setattr(type(store), "rename", rename)
+    with pytest.raises(CrashError):
+        extract(clips, store)
+    monkeypatch.undo()
+    assert not TrackStore(store).complete_shards, "nothing half-done is to be seen"
+    assert extract(clips, store) == 0
+    assert store_bytes(store) == store_bytes(undisturbed)
+
+
+def test_a_crash_in_the_middle_of_an_exchange_is_mended(clips, undisturbed, tmp_path):
+    """--retry-failed took the old shard away and was killed before the new one was in its place."""
+    store = tmp_path / "s"
+    shutil.copytree(undisturbed, store)
+    folder = ShardFolder(store, 1)
+    commit = folder.partial_path / "commit"
+    commit.mkdir(parents=True)
+    (commit / "failures.jsonl").touch()
+    shutil.copytree(folder.complete_path, commit / "shard.zarr")
+    folder.complete_path.rename(folder.partial_path / ".tmp-old")
+    assert extract(clips, store) == 0
+    assert store_bytes(store) == store_bytes(undisturbed)
+
+
+def test_what_a_killed_writer_left_is_never_read(clips, undisturbed, tmp_path):
+    store = tmp_path / "s"
+    assert extract(clips, store, "--only-shards", "0") == 0
+    partial = store / "partial" / "00001"
+    partial.mkdir(parents=True)
+    (partial / ".tmp-0123-000000.tracks").write_bytes(b"half a video")
+    (partial / ".tmp-4567-commit").mkdir()
+    assert extract(clips, store) == 0
+    assert store_bytes(store) == store_bytes(undisturbed)
+
+
+def test_a_damaged_partial_file_is_extracted_again(clips, undisturbed, tmp_path, monkeypatch):
+    store = tmp_path / "s"
+    monkeypatch.setattr("extraction.jobs.write_shard", lambda *a, **k: (_ for _ in ()).throw(CrashError()))
+    with pytest.raises(CrashError):
+        extract(clips, store)
+    monkeypatch.undo()
+    tracks = sorted((store / "partial" / "00000").glob("*.tracks"))
+    assert len(tracks) == 3
+    whole = tracks[0].read_bytes()
+    tracks[0].write_bytes(whole[: len(whole) // 2])
+    flipped = bytearray(tracks[1].read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    tracks[1].write_bytes(flipped)
+    assert extract(clips, store) == 0
+    assert store_bytes(store) == store_bytes(undisturbed)
+
+
+def test_retrying_failures_gives_the_store_of_an_undisturbed_run(clips, undisturbed, tmp_path):
+    """Two videos were missing; they come back; the shards are rebuilt around them without coding anything again."""
+    store, root = tmp_path / "s", tmp_path / "root"
+    shutil.copytree(clips, root)
+    for name in ("a.avi", "sub folder/b.avi"):
+        (root / name).rename(root / f"{name}.away")
+    assert extract(root, store) == 1
+    assert [len(list(TrackStore(store).shard(s).ids)) for s in (0, 1)] == [2, 1]
+    assert extract(root, store, "--retry-failed") == 1, "they are still away"
+    attempts = [re.search(r'"attempts": (\d+)', f.read_text())[1] for f in (store / "failures").iterdir()]
+    assert attempts == ["2", "2"]
+    for name in ("a.avi", "sub folder/b.avi"):
+        (root / f"{name}.away").rename(root / name)
+    assert extract(root, store) == 1, "without --retry-failed they stay failed"
+    assert extract(root, store, "--retry-failed") == 0
+    assert validate_store(store) == []
+    assert store_bytes(store) == store_bytes(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        (["--shards", "3"], "shards: the store has 2, this run 3"),
+        (["--start-stride", "2"], "recipe.start_stride: the store has 4, this run 2"),
+        (["--recipe", "mme"], "recipe.positions_in: the store has image, this run stabilised"),
+        (["--limit", "3"], "videos in the list: the store has 5, this run 3"),
+    ],
+)
+def test_other_settings_on_the_same_store_are_refused(clips, undisturbed, capsys, more, problem):
+    before = store_bytes(undisturbed)
+    assert extract(clips, undisturbed, *more) == 2
+    assert problem in capsys.readouterr().err
+    assert store_bytes(undisturbed) == before
+
+
+def test_a_changed_list_is_refused(clips, undisturbed, tmp_path, capsys):
+    listing = tmp_path / "list.txt"
+    listing.write_text("".join(reversed((clips / "list.txt").read_text().splitlines(keepends=True))))
+    assert extract(clips, undisturbed, listing=listing) == 2
+    assert "SHA-256 of the list: the store has" in capsys.readouterr().err
+
+
+def test_a_folder_with_other_things_in_it_is_refused(clips, tmp_path, capsys):
+    (tmp_path / "thesis.tex").touch()
+    assert extract(clips, tmp_path) == 2
+    assert "is not empty and not a track store" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_other_software_is_warned_of(clips, undisturbed, tmp_path, caplog):
+    store = tmp_path / "s"
+    shutil.copytree(undisturbed, store)
+    text = (store / "store.json").read_text()
+    (store / "store.json").write_text(re.sub(r'"opencv": "[^"]*"', '"opencv": "1.0"', text))
+    assert extract(clips, store) == 0
+    assert "was begun with opencv 1.0, this is" in caplog.text
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    (tmp_path / "f").write_text("old")
+    with pytest.raises(CrashError), replacing(tmp_path / "f") as temporary:
+        temporary.write_text("new")
+        raise CrashError
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+    assert (tmp_path / "f").read_text() == "old"
+
+
+def test_an_opened_store_error_names_the_folder(tmp_path):
+    with pytest.raises(StoreError, match=str(tmp_path)):
+        TrackStore(tmp_path)
