@@ -1,15 +1,19 @@
-"""What a video file says of itself, read with FFmpeg's own demuxer (PyAV), to hold the decoder's frames against.
+"""Video files read with FFmpeg's own demuxer and decoders (PyAV), where decord is not enough.
 
 decord scales every frame to the size of the first one and counts only the packets that are there; neither a change of
-size nor a file that was cut off shows in its frames.
+size nor a file that was cut off shows in its frames. And it decodes ahead without a bound: hundreds of frames, which is
+gigabytes where frames are large.
 """
 
 import dataclasses
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
 import av
+import numpy as np
+from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +30,13 @@ class ContainerHeader:
     """The sizes (height, width) of the key frames, in order of appearance, each once."""
 
 
-def read_header(path: str | Path) -> ContainerHeader:
-    """Read the header and decode the key frames, at which alone H.264, H.265 and MJPEG can change size."""
+def read_header(path: str | Path, most_key_frames: int | None = None) -> ContainerHeader:
+    """Read the header and decode the key frames, at which alone H.264, H.265 and MJPEG can change size.
+
+    most_key_frames: stop after so many of them; None for all.
+    """
     frames = seconds = 0.0
+    decoded = 0
     sizes: dict[tuple[int, int], None] = {}
     try:
         with av.open(str(path)) as container:
@@ -45,7 +53,30 @@ def read_header(path: str | Path) -> ContainerHeader:
                 if packet.is_keyframe or packet.dts is None:
                     for frame in cast(list[av.VideoFrame], packet.decode()):
                         sizes[(frame.height, frame.width)] = None
+                        decoded += 1
+                if decoded == most_key_frames:
+                    break
     except av.FFmpegError as error:
         # Whether the file can be used is the decoder's to say; what was read until here still counts.
         logger.debug("%s: reading the container stopped: %s", path, error)
     return ContainerHeader(frames, seconds, tuple(sizes))
+
+
+class BrokenFrameError(Exception):
+    """The decoder could not make a whole frame."""
+
+
+def decode_frames(path: str | Path) -> Iterator[NDArray[np.uint8]]:
+    """The frames in presentation order, upright, RGB uint8 (height, width, 3): the pixels that decord gives, one at a
+    time. Raises BrokenFrameError where a packet or a frame is damaged.
+    """
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.best("video")
+            for frame in container.decode(stream) if stream is not None else ():
+                picture = cast(av.VideoFrame, frame)
+                if picture.is_corrupt:
+                    raise BrokenFrameError("a frame is damaged")
+                yield np.rot90(picture.to_ndarray(format="rgb24"), round(picture.rotation / 90))
+    except av.FFmpegError as error:
+        raise BrokenFrameError(error.strerror) from error

@@ -171,3 +171,31 @@ def moving(
         return np.asarray(shift @ np.linalg.inv(to_origin) @ perspective @ linear @ to_origin)
 
     return motion
+
+
+def random_scene(seed: int, speed: float, size: tuple[int, int] = (136, 184), noise: float = 2.0) -> Scene:
+    """A camera that pans, turns, zooms and tilts over a plane with three moving discs; `speed` in px per frame."""
+    rng = np.random.default_rng(seed)
+    height, width = size
+
+    def direction(length: float) -> tuple[float, float]:
+        angle = rng.random() * 2 * np.pi
+        return length * np.cos(angle), length * np.sin(angle)
+
+    camera = moving(
+        direction(0.6 * speed),
+        about=(width / 2, height / 2),
+        turn=rng.normal() * 0.004 * speed,
+        zoom=1 + rng.normal() * 0.003 * speed,
+        tilt=(rng.normal() * 1e-5 * speed, rng.normal() * 1e-5 * speed),
+    )
+    discs = tuple(
+        Disc(
+            texture=Texture(10 * seed + i, shortest=4, longest=30),
+            centre=(width * (0.2 + 0.3 * i), height * (0.3 + 0.2 * i)),
+            radius=0.14 * height,
+            motion=moving(direction(0.7 * speed), about=(width * (0.2 + 0.3 * i), height * (0.3 + 0.2 * i))),
+        )
+        for i in range(3)
+    )
+    return Scene(size=size, background=Texture(10 * seed + 9), camera=camera, discs=discs, noise=noise, seed=seed)

@@ -140,7 +140,7 @@ class _ShardCheck:
         for spec in self.specs.values():
             if spec.axis == "video":
                 values = shard.read(spec.name, 0, shard.num_videos)
-                for video in np.flatnonzero(_is_fill(values, spec).reshape(len(values), -1).any(axis=1)):
+                for video in np.flatnonzero(_is_fill(values, spec).any(axis=tuple(range(1, values.ndim)))):
                     yield f"{shard.path}/{spec.name}[{video}]: holds the fill value: it was not written"
 
     def _video(self, video: int) -> Iterator[str]:

@@ -2,7 +2,10 @@
 
 Decided here, once:
 
-- *Decoder.* decord (the `decord2` package), in RGB. Frame i is the i-th frame in presentation order.
+- *Decoder.* decord (the `decord2` package), in RGB. Frame i is the i-th frame in presentation order. decord decodes
+  ahead without a bound, so a video whose frames would not fit into half a gigabyte is read through PyAV instead, which
+  gives the same pixels one frame at a time (odd sizes apart, at which the two interpolate subsampled colour
+  differently).
 - *Rotation.* Frames are turned upright by the container's rotation metadata; sizes are those of the upright frame.
 - *Variable frame rate.* Time is counted in frames, never in seconds: timestamps play no part in which frames there
   are. `fps` is the container's average and is only recorded.
@@ -15,6 +18,7 @@ Decided here, once:
 import logging
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import cv2
@@ -22,7 +26,7 @@ import decord
 import numpy as np
 from numpy.typing import NDArray
 
-from data_specs.container import read_header
+from data_specs.container import BrokenFrameError, decode_frames, read_header
 from data_specs.geometry import tracked_size
 
 logger = logging.getLogger(__name__)
@@ -35,6 +39,10 @@ _NO_RECOVERED_FRAMES = 1e-9
 # A file that holds less than this share of what its container announces has been cut off. Containers announce the
 # longest stream, so sound that runs on for a little must not look like missing frames.
 _WHOLE = 0.9
+
+# Up to this much decord may hold: all of the video's frames, as RGB and as YUV 4:2:0.
+_MOST_AHEAD_BYTES = 512 << 20
+_BYTES_AHEAD_PER_PIXEL = 4.5
 
 _DECORD_ERRORS = (decord.DECORDError, decord.DECORDLimitReachedError)
 
@@ -100,13 +108,14 @@ class Video:
             self._reader = decord.VideoReader(str(path), num_threads=1, fault_tol=_NO_RECOVERED_FRAMES)
         except (*_DECORD_ERRORS, RuntimeError, AssertionError) as error:
             raise VideoOpenError(path, f"cannot be opened as a video: {_decord_reason(error)}") from error
-        first = self._next()
+        self.fps = float(self._reader.get_avg_fps())
+        self.announced_frames = len(self._reader)
+        self._frames = self._choose_decoder()
+        first = next(self._frames, None)
         if first is None:
             raise VideoOpenError(path, "holds no frame")
         self._first: Frame | None = first
         self.decoded_frames = 0
-        self.fps = float(self._reader.get_avg_fps())
-        self.announced_frames = len(self._reader)
         self.source_size = (first.shape[0], first.shape[1])
         self.frame_size = tracked_size(self.source_size, short_side) if short_side else self.source_size
 
@@ -114,23 +123,38 @@ class Video:
         """The frames from first to last, RGB uint8 (*frame_size, 3); decoded one at a time, in bounded memory."""
         if self._first is None:
             raise RuntimeError(f"{self.path}: a Video is read once; open it again")
-        frame: Frame | None = self._first
-        self._first = None
-        self.decoded_frames = 0
-        while frame is not None:
+        frames, self._first = chain([self._first], self._frames), None
+        for frame in frames:
+            if frame.shape[:2] != self.source_size:
+                raise FrameSizeChangedError(
+                    self.path, f"frame {self.decoded_frames} is {frame.shape[:2]}, the first one {self.source_size}"
+                )
             self.decoded_frames += 1
             yield self._resized(frame)
-            frame = self._next()
         self._check_whole(self.decoded_frames)
 
-    def _next(self) -> Frame | None:
+    def _choose_decoder(self) -> Iterator[Frame]:
+        header = read_header(self.path, most_key_frames=1)
+        pixels = max((height * width for height, width in header.sizes), default=0)
+        if pixels * self.announced_frames * _BYTES_AHEAD_PER_PIXEL > _MOST_AHEAD_BYTES:
+            return self._from_pyav()
+        return self._from_decord()
+
+    def _from_decord(self) -> Iterator[Frame]:
+        while True:
+            try:
+                yield _rgb(self._reader.next(), self.path)
+            except StopIteration:
+                return
+            except _DECORD_ERRORS as error:
+                # Not the frame's number: the decoder runs ahead on a thread of its own, and by how much varies.
+                raise VideoDecodeError(self.path, _decord_reason(error)) from error
+
+    def _from_pyav(self) -> Iterator[Frame]:
         try:
-            return _rgb(self._reader.next(), self.path)
-        except StopIteration:
-            return None
-        except _DECORD_ERRORS as error:
-            # Not the frame's number: the decoder runs ahead on a thread of its own, and by how much varies.
-            raise VideoDecodeError(self.path, _decord_reason(error)) from error
+            yield from decode_frames(self.path)
+        except BrokenFrameError as error:
+            raise VideoDecodeError(self.path, str(error)) from error
 
     def _resized(self, frame: Frame) -> Frame:
         if self.frame_size == self.source_size:

@@ -3,11 +3,10 @@
 import cv2
 import numpy as np
 import pytest
-from conftest import make_scene
 
 from data_specs.geometry import apply_homography, grid_points
 from data_specs.recipe import load_recipe
-from data_specs.scene import Scene, Texture, moving
+from data_specs.scene import Scene, Texture, moving, random_scene
 from extraction.camera import carry_corners, detect_features, estimate_camera, is_plausible, match_features
 
 RECIPE = load_recipe("mme-object")
@@ -54,7 +53,7 @@ def test_surf_points_are_x_y_and_at_the_centre_of_their_blob():
 
 def test_corners_are_carried_by_the_flow_at_their_own_place():
     """dense_flow samples the y component at a wrong column: a field that differs everywhere tells."""
-    frame = gray(make_scene(0, 1.0).render(0))
+    frame = gray(random_scene(0, 1.0).render(0))
     y, x = np.mgrid[0 : frame.shape[0], 0 : frame.shape[1]].astype(np.float32)
     corners, carried = carry_corners(frame, np.stack([0.01 * x + 0.1 * y, 0.05 * x - 0.02 * y], axis=-1))
     assert len(corners) > 100

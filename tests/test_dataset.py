@@ -43,7 +43,10 @@ def test_a_template_makes_the_path_from_columns():
         name="k", lists={"train": "t"}, path_template="{label}/{youtube_id}_{time_start:06d}_{time_end:06d}.mp4",
         id_column="youtube_id",
     )  # fmt: skip
-    text = "label,youtube_id,time_start,time_end,split\narm wrestling,0123456789A,20,30,train\nzumba,00000000001,7,17,train\n"
+    text = (
+        "label,youtube_id,time_start,time_end,split\n"
+        "arm wrestling,0123456789A,20,30,train\nzumba,00000000001,7,17,train\n"
+    )
     entries = parse_list(text, spec, "list", ROOT)
     assert [e.path for e in entries] == [
         "arm wrestling/0123456789A_000020_000030.mp4",

@@ -2,15 +2,15 @@
 
 import contextlib
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
-from conftest import make_scene
 from published import integrate
 
 from data_specs.geometry import apply_homography, compensated_displacements, grid_points, inside_frame
 from data_specs.recipe import load_recipe
-from data_specs.scene import Scene, Texture, moving
+from data_specs.scene import Scene, Texture, moving, random_scene
 from extraction.motion.flow_tracker import FlowTracker, TrackedFrame, rectify
 
 SPEEDS = [0.7, 2.0]
@@ -30,7 +30,7 @@ def errors(flow, speed, seeds=3):
     """End-point error at L = 6 of ours and of the published integration, and the camera's error, px."""
     ours, theirs, cameras = [], [], []
     for seed in range(seeds):
-        scene = make_scene(seed, speed)
+        scene = random_scene(seed, speed)
         frames = scene.frames(7)
         recipe = replace(load_recipe("mme-object"), flow=flow)
         (row,) = run(frames, recipe)
@@ -40,7 +40,7 @@ def errors(flow, speed, seeds=3):
         ours.append(np.linalg.norm(row.positions[seen, 6] - truth[seen, 6], axis=1).mean())
         tracker = FlowTracker(replace(recipe, remove_camera=False).resolved(4), no_timing)
         gray = [TrackedFrame(frame) for frame in frames]
-        flows = [tracker.pair_motion(a, b).flow for a, b in zip(gray, gray[1:], strict=False)]
+        flows = [tracker.pair_motion(a, b).flow for a, b in pairwise(gray)]
         theirs.append(np.linalg.norm(integrate(flows, points)[seen, 6] - truth[seen, 6], axis=1).mean())
         assert row.estimated.all()
         for k, estimate in enumerate(row.homographies):
@@ -75,7 +75,7 @@ def test_a_moving_camera_over_a_still_scene_leaves_no_compensated_motion():
 
 def test_recipe_mme_moves_points_by_the_residual_alone():
     """Positions are stabilised: background points stay, though the camera moves; eq. 6 with the warped flow."""
-    scene = make_scene(1, 2.0)
+    scene = random_scene(1, 2.0)
     frames = scene.frames(7)
     (row,) = run(frames, replace(load_recipe("mme"), flow="dis"))
     points = grid_points(scene.size, 8)
@@ -89,7 +89,7 @@ def test_recipe_mme_moves_points_by_the_residual_alone():
 
 
 def test_camera_removal_can_be_switched_off():
-    scene = make_scene(2, 1.0)
+    scene = random_scene(2, 1.0)
     (row,) = run(scene.frames(7), replace(load_recipe("mme-object"), flow="dis", remove_camera=False))
     assert not row.estimated.any()
     np.testing.assert_array_equal(row.homographies, np.tile(np.eye(3), (6, 1, 1)))
@@ -122,11 +122,13 @@ def test_points_that_the_camera_leaves_behind_become_invalid_and_no_others():
     points = grid_points(scene.size, 8)
     truth, _ = scene.track(points, 0, 6)
     inside = inside_frame(truth, scene.size)
-    surely_inside = inside_frame(truth + [3.0, 0.0], scene.size) & inside_frame(truth - [3.0, 0.0], scene.size)
+    surely_inside = inside_frame(truth + np.array([3.0, 0.0]), scene.size) & inside_frame(
+        truth - np.array([3.0, 0.0]), scene.size
+    )
     inner_rows = (points[:, 1] > 8) & (points[:, 1] < 128)
     # inside for good: valid; outside: never valid
     assert row.valid[surely_inside.all(axis=1) & inner_rows].all()
-    surely_outside = ~inside_frame(truth - [0.5, 0.0], scene.size)
+    surely_outside = ~inside_frame(truth - np.array([0.5, 0.0]), scene.size)
     assert surely_outside.any()
     assert not row.valid[surely_outside].any()
     assert (np.diff(row.valid.astype(int), axis=1) <= 0).all()
@@ -153,7 +155,7 @@ def test_rectifying_keeps_fractions_of_grey_levels():
 
 
 def test_frame_step_takes_every_second_frame():
-    scene = make_scene(0, 1.0)
+    scene = random_scene(0, 1.0)
     recipe = replace(load_recipe("mme-object"), flow="dis", length=3, frame_step=2)
     rows = run(scene.frames(12), recipe)
     assert [row.start for row in rows] == [0, 4], "start + 3 * 2 must be a frame"
@@ -165,7 +167,7 @@ def test_frame_step_takes_every_second_frame():
 
 def test_rows_are_the_same_whatever_else_is_tracked():
     """A start row does not depend on the others: stride 4's rows are among stride 2's."""
-    frames = make_scene(3, 1.0).frames(13)
+    frames = random_scene(3, 1.0).frames(13)
     recipe = replace(load_recipe("mme-object"), flow="dis")
     sparse = run(frames, replace(recipe, start_stride=4))
     dense = {row.start: row for row in run(frames, replace(recipe, start_stride=2))}
@@ -177,7 +179,7 @@ def test_rows_are_the_same_whatever_else_is_tracked():
 
 
 def test_flow_is_not_computed_for_pairs_that_no_trajectory_crosses():
-    frames = make_scene(3, 1.0, size=(72, 104)).frames(20)
+    frames = random_scene(3, 1.0, size=(72, 104)).frames(20)
     tracker = FlowTracker(replace(load_recipe("mme-object"), flow="dis", start_stride=10), no_timing)
     pairs = []
     original = tracker.pair_motion

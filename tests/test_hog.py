@@ -18,7 +18,9 @@ def picture(seed=0):
 def ramp(degrees):
     """A grey ramp whose gradient points at `degrees`, as steep as 8 bits allow without clipping."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
-    values = 128 + 1.5 * ((x - WIDTH / 2) * np.cos(np.radians(degrees)) + (y - HEIGHT / 2) * np.sin(np.radians(degrees)))
+    values = 128 + 1.5 * (
+        (x - WIDTH / 2) * np.cos(np.radians(degrees)) + (y - HEIGHT / 2) * np.sin(np.radians(degrees))
+    )
     return np.repeat(values[..., None], 3, axis=2)
 
 

@@ -30,7 +30,7 @@ def test_a_third_of_a_pixel_a_frame_is_two_pixels_after_six():
     points = grid_points(SIZE, 8)
     positions, valid = track(constant(1 / 3, -0.25), points)
     assert valid.all()
-    np.testing.assert_allclose(positions[:, 6], points + [2.0, -1.5], atol=1e-6)
+    np.testing.assert_allclose(positions[:, 6], points + np.array([2.0, -1.5]), atol=1e-6)
     published = integrate([constant(1 / 3, -0.25)] * 6, points)
     assert np.abs(published[:, 6] - published[:, 0]).max() == 0, "whole pixels never leave"
 

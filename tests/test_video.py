@@ -39,6 +39,46 @@ def test_frames_are_those_of_another_decoder(tmp_path, width):
         np.testing.assert_array_equal(a, truth)
 
 
+@pytest.mark.parametrize(
+    ("codec", "pixels", "name", "size"),
+    [
+        ("libx264", "yuv420p", "v.mp4", (48, 80)),
+        ("libx264", "yuv420p", "turned.mp4", (48, 80)),
+        ("libx264", "yuv444p", "v.mkv", (50, 96)),
+        ("mjpeg", "yuvj420p", "v.avi", (56, 144)),
+        ("ffv1", "bgr0", "v.mkv", (41, 67)),
+    ],
+)
+def test_large_videos_have_the_same_frames(tmp_path, monkeypatch, codec, pixels, name, size):
+    """Videos that decord would hold in memory as a whole go through PyAV: the same pixels, the same checks.
+
+    (Where an odd size meets subsampled colour the two interpolate it differently; one video has one decoder.)
+    """
+    path = write_video(tmp_path / name, noise_frames(30, *size), codec, pixels)
+    if name == "turned.mp4":
+        turn_by_metadata(path)
+    usual = read(path, 40)
+    monkeypatch.setattr("data_specs.video._MOST_AHEAD_BYTES", 0)
+    monkeypatch.setattr("decord.VideoReader.next", None)
+    large = read(path, 40)
+    np.testing.assert_array_equal(np.stack(large), np.stack(usual))
+
+
+def test_large_videos_are_checked_the_same_way(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_specs.video._MOST_AHEAD_BYTES", 0)
+    whole = write_video(tmp_path / "v.mkv", noise_frames(60, 48, 80), "libx264", "yuv420p")
+    with pytest.raises(VideoTruncatedError):
+        read(cut_off(whole, tmp_path / "cut.mkv", 0.6))
+    changing = write_video(
+        tmp_path / "c.mkv", noise_frames(9, 64, 100) + noise_frames(9, 80, 132), "libx264", "yuv420p"
+    )
+    with pytest.raises(FrameSizeChangedError):
+        read(changing)
+    front = write_video(tmp_path / "v.mp4", noise_frames(60, 64, 96), "libx264", "yuv420p", movflags="faststart")
+    with pytest.raises((VideoDecodeError, VideoTruncatedError)):
+        read(overwrite(front, tmp_path / "hole.mp4", 0.5, 0.6))
+
+
 def test_b_frames_come_in_presentation_order(tmp_path):
     frames = [np.full((48, 64, 3), 8 * i + 4, np.uint8) for i in range(30)]
     path = write_video(tmp_path / "v.mp4", frames, "libx264", "yuv420p")
@@ -72,9 +112,7 @@ def test_resizing_keeps_the_half_pixel_rule(tmp_path):
     assert abs(difference.mean()) < 0.05, "half a pixel would be 0.35"
 
 
-@pytest.mark.parametrize(
-    ("codec", "pixels", "name"), [("libx264", "yuv420p", "v.avi"), ("mjpeg", "yuvj420p", "v.mkv")]
-)
+@pytest.mark.parametrize(("codec", "pixels", "name"), [("libx264", "yuv420p", "v.avi"), ("mjpeg", "yuvj420p", "v.mkv")])
 def test_a_change_of_size_midway_is_an_error(tmp_path, codec, pixels, name):
     """decord scales every frame to the size of the first without a word."""
     frames = noise_frames(12, 64, 100) + noise_frames(12, 80, 132)
@@ -99,9 +137,7 @@ def test_a_cut_off_index_is_an_error(tmp_path):
 
 
 def test_a_cut_off_stream_behind_its_index_is_an_error(tmp_path):
-    whole = write_video(
-        tmp_path / "v.mp4", noise_frames(60, 64, 96), "libx264", "yuv420p", movflags="faststart"
-    )
+    whole = write_video(tmp_path / "v.mp4", noise_frames(60, 64, 96), "libx264", "yuv420p", movflags="faststart")
     with pytest.raises((VideoDecodeError, VideoTruncatedError)):
         read(cut_off(whole, tmp_path / "cut.mp4", 0.5))
 

@@ -51,7 +51,9 @@ def turn_by_metadata(path: Path) -> None:
     """Set the display matrix of an .mp4's video track to a quarter turn clockwise, leaving the frames as they are."""
     data = bytearray(path.read_bytes())
     header = data.index(b"tkhd") + 4
-    matrix = header + 4 + 4 + 4 + 4 + 4 + 4 + 8 + 8  # version, times, id, reserved, duration, reserved, layer ... volume
+    matrix = (
+        header + 4 + 4 + 4 + 4 + 4 + 4 + 8 + 8
+    )  # version, times, id, reserved, duration, reserved, layer ... volume
     one = 1 << 16
     turned = [0, one, 0, -one, 0, 0, 0, 0, 1 << 30]
     data[matrix : matrix + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in turned)
