@@ -77,6 +77,10 @@ def build_parser() -> jsonargparse.ArgumentParser:
         "--executor", type=Literal["ray", "local"], default="ray",
         help="ray: worker processes, or a cluster's if RAY_ADDRESS is set; local: one after the other in this process",
     )  # fmt: skip
+    add(
+        "--stall-seconds", type=float, default=600.0, metavar="S",
+        help="give a video up on which nothing has gone forward for so long: a decoder can hang",
+    )  # fmt: skip
     add("--limit", type=int | None, metavar="N", help="take only the list's first N videos")
     add("--retry-failed", action="store_true", help="try the videos again that failed before")
     add("--dry-run", action="store_true", help="say what would be done, and do nothing")
@@ -92,6 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DatasetError, RecipeError, StoreError, ValueError) as error:
         sys.stderr.write(f"extract-tracks: {error}\n")
         return EXIT_NOTHING_DONE
+    except KeyboardInterrupt:
+        sys.stderr.write("extract-tracks: interrupted; the same command goes on from here\n")
+        return EXIT_SOME_FAILED
     except OSError as error:
         sys.stderr.write(f"extract-tracks: {error}; the same command goes on from here once that is mended\n")
         return EXIT_SOME_FAILED
@@ -99,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def extract_tracks(options: jsonargparse.Namespace) -> int:
     """Do what the parsed options say; returns the exit status. Raises ValueError or OSError with the way out."""
-    for name, least in [("shards", 1), ("workers", 0), ("limit", 1), ("start_stride", 1)]:
+    for name, least in [("shards", 1), ("workers", 0), ("limit", 1), ("start_stride", 1), ("stall_seconds", 1)]:
         value = getattr(options, name)
         if value is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')} is {value}, must be {least} or more")
@@ -151,9 +158,9 @@ def _run(
             executor,
             store=store.absolute(),
             root=videos.root,
-            num_shards=options.shards,
             recipe=recipe,
             software=software_versions(),
+            stall_seconds=options.stall_seconds,
             progress=progress,
         )
     finally:

@@ -12,6 +12,7 @@ import numpy as np
 
 from data_specs.dataset import DatasetError, dataset_names, load_spec
 from data_specs.failures import Failure, read_failures
+from data_specs.schema import array_specs
 from data_specs.track_store import StoreError, TrackStore
 from data_specs.validate import validate_store
 from data_specs.video import VideoError
@@ -134,8 +135,9 @@ def summarise(store: TrackStore) -> str:
             points + shard.num_points,
         )
         for folder, _, files in os.walk(shard.path):
-            name = str(Path(folder).relative_to(shard.path)).split("/c")[0]
-            by_array[name] += sum((Path(folder) / file).stat().st_size for file in files)
+            name = str(Path(folder).relative_to(shard.path)).split("/c/")[0].removesuffix("/c")
+            array = name if name in array_specs(info.recipe) else "metadata of groups"
+            by_array[array] += sum((Path(folder) / file).stat().st_size for file in files)
         count = min(_VALID_ROWS_PER_SHARD, shard.num_starts)
         for row in np.linspace(0, shard.num_starts - 1, count).astype(int).tolist():
             valid = shard.read("valid", int(shard.first_point[row]), int(shard.first_point[row + 1]))
@@ -160,18 +162,10 @@ def summarise(store: TrackStore) -> str:
     ]
     lines += [
         f"  {name:20} {size:>14,}  {size / max(starts, 1):>10,.0f} for each start row"
-        for name, size in sorted(_by_data(by_array).items(), key=lambda item: -item[1])
+        for name, size in sorted(by_array.items(), key=lambda item: -item[1])
     ]
     lines += [f"failed       {count} {error}" for error, count in failures.most_common()]
     return "\n".join(lines) + "\n"
-
-
-def _by_data(by_array: Counter[str]) -> dict[str, int]:
-    """Small arrays and group metadata counted together."""
-    large = {
-        name: size for name, size in by_array.items() if name in ("displacement", "valid", "hog", "camera/homography")
-    }
-    return {**large, "everything else": sum(by_array.values()) - sum(large.values())}
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -5,8 +5,12 @@ Each runs in whichever process it is called in, writes its own files and returns
 
 import dataclasses
 import logging
+import os
 import shutil
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -27,6 +31,9 @@ from extraction.stages import StageTimer
 
 logger = logging.getLogger(__name__)
 
+EXIT_STALLED = 1
+"""Status of a process that ended itself over a video; run again, extract-tracks passes that video by."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoJob:
@@ -40,6 +47,8 @@ class VideoJob:
     recipe: Recipe
     attempts: int
     """How often it was tried before."""
+    stall_seconds: float
+    """A video on which nothing has gone forward for so long is given up, and its process with it."""
 
     def failure(self, stage: str, error: BaseException, tries: int = 1) -> Failure:
         """The record of this job's failure."""
@@ -72,7 +81,6 @@ class ShardJob:
 
     store: Path
     shard: int
-    num_shards: int
     entries: tuple[VideoEntry, ...]
     recipe: Recipe
     software: dict[str, str]
@@ -106,6 +114,37 @@ def extract_video(job: VideoJob) -> VideoResult:
     """
     timer, begun = StageTimer(), time.perf_counter()
     folder = ShardFolder(job.store, job.shard)
+    with _giving_up(job, folder, timer):
+        return _extract_video(job, folder, timer, begun)
+
+
+class VideoStalledError(Exception):
+    """Nothing went forward for too long: the decoder hangs."""
+
+
+@contextmanager
+def _giving_up(job: VideoJob, folder: ShardFolder, timer: StageTimer) -> Iterator[None]:
+    """End this process, after recording the failure, if the video stalls: native code that hangs has no other end."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(min(1.0, job.stall_seconds / 4)):
+            if time.monotonic() - timer.last_change > job.stall_seconds:
+                stalled = VideoStalledError(f"nothing went forward for {job.stall_seconds:g} s")
+                folder.write_failed(job.place, job.failure(timer.current, stalled))
+                logger.error("%s: %s: %s; ending this process", job.entry.path, timer.current, stalled)
+                os._exit(EXIT_STALLED)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _extract_video(job: VideoJob, folder: ShardFolder, timer: StageTimer, begun: float) -> VideoResult:
     num_frames, num_rows = 0, 0
     failure: Failure | None = None
     try:

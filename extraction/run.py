@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from data_specs.failures import Failure
 from data_specs.recipe import Recipe
 from extraction.commit import ShardFolder
 from extraction.jobs import Job, Result, ShardJob, ShardResult, VideoJob, VideoResult, run_job
@@ -89,9 +90,9 @@ def run(
     *,
     store: Path,
     root: Path,
-    num_shards: int,
     recipe: Recipe,
     software: dict[str, str],
+    stall_seconds: float,
     progress: Progress,
 ) -> RunSummary:
     """Do everything in `plans`; returns when every shard in it is complete."""
@@ -102,13 +103,20 @@ def run(
 
     def video_job(shard: int, place: int, attempts: int) -> VideoJob:
         entry = by_shard[shard].entries[place]
-        return VideoJob(store=store, shard=shard, place=place, entry=entry, root=root, recipe=recipe, attempts=attempts)
+        return VideoJob(
+            store=store,
+            shard=shard,
+            place=place,
+            entry=entry,
+            root=root,
+            recipe=recipe,
+            attempts=attempts,
+            stall_seconds=stall_seconds,
+        )
 
     def shard_job(shard: int) -> ShardJob:
         entries = by_shard[shard].entries
-        return ShardJob(
-            store=store, shard=shard, num_shards=num_shards, entries=entries, recipe=recipe, software=software
-        )
+        return ShardJob(store=store, shard=shard, entries=entries, recipe=recipe, software=software)
 
     # shards that are finished go first: they free their partial files
     queue: deque[Job] = deque(shard_job(shard) for shard, count in left.items() if count == 0)
@@ -122,13 +130,15 @@ def run(
         job, result = executor.next_result()
         running -= 1
         if isinstance(result, WorkerLostError):
-            again = _lost(job, result, tries)
-            if again is not None:
-                queue.appendleft(again)
-                continue
-            assert isinstance(job, VideoJob)
-            failure = job.failure("worker", result, tries=MAX_TRIES)
-            ShardFolder(store, job.shard).write_failed(job.place, failure)
+            failure = _recorded(job, store)
+            if failure is None:
+                again = _lost(job, result, tries)
+                if again is not None:
+                    queue.appendleft(again)
+                    continue
+                assert isinstance(job, VideoJob)
+                failure = job.failure("worker", result, tries=MAX_TRIES)
+                ShardFolder(store, job.shard).write_failed(job.place, failure)
             result = VideoResult(failure=failure)
         if isinstance(job, VideoJob):
             assert isinstance(result, VideoResult)
@@ -148,6 +158,14 @@ def run(
             summary.worker_seconds += result.seconds
             progress.shard_done(job.shard, result)
     return summary
+
+
+def _recorded(job: Job, store: Path) -> Failure | None:
+    """The failure that a lost worker wrote down before it ended itself over a video that stalled."""
+    if isinstance(job, ShardJob):
+        return None
+    failure = ShardFolder(store, job.shard).read_failed(job.place)
+    return failure if failure is not None and failure.attempts > job.attempts else None
 
 
 def _lost(job: Job, error: WorkerLostError, tries: dict[tuple[int, int], int]) -> Job | None:

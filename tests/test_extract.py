@@ -130,6 +130,46 @@ sys.exit(main({arguments!r}))
     assert TrackStore(tmp_path / "s").shard(0).paths == ["a.avi", "c.avi"]
 
 
+@pytest.mark.parametrize("executor", ["ray", "local"])
+def test_a_decoder_that_hangs_is_given_up(clips, tmp_path, executor):
+    """Its process ends itself after recording the failure, once; on Ray the others go on, here the next run does."""
+    (tmp_path / "list.txt").write_text("a.avi\nc.avi\n")
+    arguments = [
+        "--dataset", str(tmp_path / "list.txt"), "--root", str(clips), "--shards", "1", "--out", str(tmp_path / "s"),
+        "--flow", "dis", "--executor", executor, "--stall-seconds", "4",
+    ]  # fmt: skip
+    driver = f"""
+import sys, time
+import extraction.jobs
+from extraction import run, ray_runner
+
+def run_job(job):
+    original = extraction.jobs.process_video
+    def hang(frames, recipe, stage):
+        with stage("decode"):
+            time.sleep(300)
+    if isinstance(job, extraction.jobs.VideoJob) and job.entry.path == "c.avi":
+        extraction.jobs.process_video = hang
+    try:
+        return extraction.jobs.run_job(job)
+    finally:
+        extraction.jobs.process_video = original
+
+run.run_job = ray_runner.run_job = run_job
+from extraction.cli import main
+sys.exit(main({arguments!r}))
+"""
+    result = subprocess.run([sys.executable, "-c", driver], capture_output=True, text=True, timeout=200, check=False)
+    assert result.returncode == 1, result.stderr
+    if executor == "local":
+        assert "ending this process" in result.stderr
+        assert cli.main(arguments) == 1
+    (failure,) = [json.loads(line) for line in (tmp_path / "s/failures/00000.jsonl").read_text().splitlines()]
+    assert failure["error"] == "VideoStalledError"
+    assert (failure["path"], failure["stage"], failure["attempts"]) == ("c.avi", "decode", 1)
+    assert TrackStore(tmp_path / "s").shard(0).paths == ["a.avi"]
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 

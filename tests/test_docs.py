@@ -1,0 +1,119 @@
+"""The documentation's commands are run, or at least parsed."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+
+from data_specs.demo_clips import render_demo_clips
+from data_specs.track_store import TrackStore
+from extraction import cli, inspect_cli
+
+DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("*/*.md")])
+
+
+def blocks(name, language):
+    return re.findall(rf"```{language}\n(.*?)```", (REPOSITORY / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The README's commands, run in one folder as they stand there."""
+    folder = tmp_path_factory.mktemp("readme")
+    make, commands = blocks("README.md", "sh")
+    assert set(re.findall(r"^make (\w+)", make, flags=re.M)) == {"demo", "test"}
+    render_demo_clips(folder / "clips")
+    result = subprocess.run(
+        ["bash", "-e", "-c", commands],
+        cwd=folder,
+        env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "MOTION_TARGETS_DEMO_ROOT": str(folder / "clips")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return folder, result.stdout
+
+
+def test_the_readme_s_commands_run(demo):
+    folder, output = demo
+    assert "5 done, 0 failed" in output
+    assert "0 problem(s) in 2 shards" in output
+    assert (folder / "hand_held.png").stat().st_size > 10_000
+    assert TrackStore(folder / "demo.tracks").complete_shards == [0, 1]
+
+
+def test_the_readme_s_python_runs(demo, monkeypatch):
+    monkeypatch.chdir(demo[0])
+    (code,) = blocks("README.md", "python")
+    names = {}
+    exec(code, names)
+    row = names["row"]
+    assert row.positions.shape == (17 * 23, 7, 2)
+    assert row.compensated.shape == (17 * 23, 6, 2)
+    assert row.hog.shape == (17 * 23, 6, 9)
+
+
+def test_the_demo_s_tracks_are_the_scene_s(demo):
+    """The demo's clips have known motion: what comes out of a compressed file is what was rendered."""
+    from data_specs.demo_clips import demo_scenes
+
+    store = TrackStore(demo[0] / "demo.tracks")
+    for name, scene in demo_scenes().items():
+        shard, video = store.find(f"{name}.avi")
+        errors = []
+        for number in shard.rows(video):
+            row = shard.read_row(video, number)
+            truth, visible = scene.track(row.positions[:, 0], row.frame, 6)
+            seen = visible.all(axis=1) & row.valid.all(axis=1)
+            errors.append(np.linalg.norm(row.positions[seen, 6] - truth[seen, 6], axis=1).mean())
+        assert np.mean(errors) < 0.6, name
+
+
+def test_every_documented_command_line_parses():
+    lines = [
+        line.split("#")[0].strip()
+        for document in DOCUMENTS
+        for block in re.findall(r"```(?:sh|console)?\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for line in block.splitlines()
+    ]
+    parsed = 0
+    for line in lines:
+        words = shlex.split(line)
+        words = words[1:] if words and "=" in words[0] else words
+        if "slurm/extract_array.sbatch" in words:
+            words = ["extract-tracks", *words[words.index("slurm/extract_array.sbatch") + 1 :]]
+        if words[:1] == ["extract-tracks"]:
+            cli.build_parser().parse_args(words[1:])
+        elif words[:1] == ["inspect-tracks"]:
+            inspect_cli.build_parser().parse_args(words[1:])
+        else:
+            continue
+        parsed += 1
+    assert parsed >= 9
+
+
+def test_help_names_every_option_and_the_exit_status(capsys):
+    for main, options in [
+        (cli.main, ["--dataset", "--root", "--shards", "--out", "--recipe", "--start-stride", "--only-shards",
+                    "--workers", "--executor", "--limit", "--retry-failed", "--dry-run", "Exit status"]),
+        (inspect_cli.main, ["STORE", "--verify", "--failures", "--render", "--out", "Exit status"]),
+    ]:  # fmt: skip
+        with pytest.raises(SystemExit) as exit_:
+            main(["--help"])
+        assert exit_.value.code == 0
+        text = capsys.readouterr().out
+        assert [option for option in options if option not in text] == []
+
+
+def test_links_in_the_documents_lead_somewhere():
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
+            if not target.startswith("http"):
+                assert (document.parent / target).exists(), f"{document}: {target}"
