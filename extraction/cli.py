@@ -15,7 +15,7 @@ from data_specs.track_store import StoreError
 from extraction.commit import ShardFolder, begin_store, check_store
 from extraction.plan import ShardPlan, estimate, parse_shards, plan_shards, software_versions, store_info
 from extraction.progress import Progress
-from extraction.run import Executor, LocalExecutor, RunSummary, run
+from extraction.run import Executor, LocalExecutor, RunSummary, WorkerLostError, run
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("extract-tracks: interrupted; the same command goes on from here\n")
         return EXIT_SOME_FAILED
-    except OSError as error:
+    except (OSError, WorkerLostError) as error:
         sys.stderr.write(f"extract-tracks: {error}; the same command goes on from here once that is mended\n")
         return EXIT_SOME_FAILED
 

@@ -237,12 +237,12 @@ def assemble_shard(job: ShardJob) -> ShardResult:
         staging = folder.staging_path()
         try:
             write_shard(staging / "shard.zarr", job.shard, sources, job.recipe, job.software)
+            folder.commit(staging, failures)
         except PartialError as error:
             logger.warning("%s; its video is extracted again", error)
-            shutil.rmtree(staging)
             damaged = [p for p in range(len(job.entries)) if folder.tracks_path(p) == error.path]
-        else:
-            folder.commit(staging, failures)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)  # gone already, if the shard is in place
     for place in damaged:
         folder.tracks_path(place).unlink()
     return ShardResult(

@@ -54,7 +54,7 @@ class RayExecutor:
         try:
             return job, ray.get(ready[0])
         except ray.exceptions.RayTaskError as error:
-            raise error.as_instanceof_cause() from error
+            raise error.cause from error  # as if it had been raised here
         except ray.exceptions.RayError as error:
             return job, WorkerLostError(type(error).__name__)
 

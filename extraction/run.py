@@ -177,5 +177,5 @@ def _lost(job: Job, error: WorkerLostError, tries: dict[tuple[int, int], int]) -
     if tries[key] < MAX_TRIES:
         return job
     if isinstance(job, ShardJob):
-        raise RuntimeError(f"shard {job.shard} could not be assembled: its worker was lost {MAX_TRIES} times: {error}")
+        raise WorkerLostError(f"shard {job.shard}: its assembly lost its worker {MAX_TRIES} times: {error}")
     return None
