@@ -7,12 +7,14 @@ gigabytes where frames are large.
 
 import dataclasses
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
 import av
 import numpy as np
+from av.stream import Stream
 from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
@@ -24,42 +26,61 @@ class ContainerHeader:
 
     frames: float
     """Number of frames: the index's own count, else duration times average frame rate."""
+    frames_counted: bool
+    """Whether `frames` is the index's own count, as in .mp4 and .mov."""
     seconds: float
     """Duration of the stream, else of the whole file, sound included."""
+    packets: int
+    """Packets of the stream that are there."""
+    discarded: int
+    """Those of them that an edit list leaves out: they are not part of the video."""
     sizes: tuple[tuple[int, int], ...]
     """The sizes (height, width) of the key frames, in order of appearance, each once."""
 
 
 def read_header(path: str | Path, most_key_frames: int | None = None) -> ContainerHeader:
-    """Read the header and decode the key frames, at which alone H.264, H.265 and MJPEG can change size.
+    """Read the header and all packets, and decode the key frames, at which alone H.264, H.265 and MJPEG change size.
 
-    most_key_frames: stop after so many of them; None for all.
+    most_key_frames: decode no more than so many of them; None for all.
     """
     frames = seconds = 0.0
-    decoded = 0
+    counted = False
+    packets = discarded = decoded = 0
     sizes: dict[tuple[int, int], None] = {}
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             stream = container.streams.best("video")
             if stream is None or stream.time_base is None:
-                return ContainerHeader(0, 0, ())
-            if stream.duration:
-                seconds = float(stream.duration * stream.time_base)
-            elif container.duration:
-                seconds = container.duration / av.time_base
+                return ContainerHeader(0, False, 0, 0, 0, ())
+            # AVI counts ticks of its clock, which need not be frames
+            counted = bool(stream.frames) and "mp4" in container.format.name
+            seconds = _seconds(stream, container.duration)
             frames = float(stream.frames or seconds * float(stream.average_rate or 0))
-            stream.codec_context.skip_frame = "NONKEY"
+            if stream.codec_context is not None:
+                stream.codec_context.skip_frame = "NONKEY"
             for packet in container.demux(stream):
-                if packet.is_keyframe or packet.dts is None:
+                if packet.size:
+                    packets += 1
+                    discarded += packet.is_discard
+                wanted = stream.codec_context is not None and decoded != most_key_frames
+                if wanted and (packet.is_keyframe or not packet.size):
                     for frame in cast(list[av.VideoFrame], packet.decode()):
                         sizes[(frame.height, frame.width)] = None
                         decoded += 1
-                if decoded == most_key_frames:
-                    break
     except av.FFmpegError as error:
         # Whether the file can be used is the decoder's to say; what was read until here still counts.
         logger.debug("%s: reading the container stopped: %s", path, error)
-    return ContainerHeader(frames, seconds, tuple(sizes))
+    return ContainerHeader(frames, counted, seconds, packets, discarded, tuple(sizes))
+
+
+def _seconds(stream: Stream, container_duration: int | None) -> float:
+    """The stream's duration; Matroska has it in a tag, `HH:MM:SS.fraction`, if at all."""
+    if stream.duration and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    tag = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", "").strip())
+    if tag:
+        return 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3])
+    return container_duration / av.time_base if container_duration else 0.0
 
 
 class BrokenFrameError(Exception):
@@ -71,7 +92,7 @@ def decode_frames(path: str | Path) -> Iterator[NDArray[np.uint8]]:
     time. Raises BrokenFrameError where a packet or a frame is damaged.
     """
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             stream = container.streams.best("video")
             for frame in container.decode(stream) if stream is not None else ():
                 picture = cast(av.VideoFrame, frame)

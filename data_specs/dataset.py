@@ -247,18 +247,21 @@ def _csv_rows(text: str, spec: DatasetSpec, where: str, problems: list[str]) -> 
     rows = []
     for row in reader:
         number = reader.line_num
+        if None in row or None in row.values():
+            problems.append(f"line {number}: has not the {len(columns)} columns of the header")
+            continue
         try:
             if spec.path_template is not None:
                 path = _fill_template(spec.path_template, row)
             else:
-                path = (row[str(path_column)] or "").strip()
+                path = row[str(path_column)].strip()
         except (KeyError, ValueError) as error:
             problems.append(f"line {number}: path_template {spec.path_template!r} does not fit: {error!r}")
             continue
         if not path:
             problems.append(f"line {number}: the column {path_column} is empty")
             continue
-        rows.append((number, (row[spec.id_column] or "").strip() if spec.id_column else path, path))
+        rows.append((number, row[spec.id_column].strip() if spec.id_column else path, path))
     return rows
 
 

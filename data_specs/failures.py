@@ -15,7 +15,7 @@ class Failure:
     path: str
     """Path relative to the data set's root."""
     stage: str
-    """What was being done: `decode`, `motion`, `hog`, `write`, or `worker` where the process itself was lost."""
+    """What was being done: `decode`, `flow`, `hog` and so on, or `worker` where the process itself was lost."""
     error: str
     """Class of the error; failures are counted by it."""
     message: str
@@ -49,5 +49,5 @@ def read_failures(store: Path, shard: int) -> list[Failure]:
     path = failures_path(store, shard)
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     return [Failure.from_line(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]

@@ -121,7 +121,7 @@ class TrackShard:
         self.path, self.recipe = path, recipe
         try:
             self.group = zarr.open_group(path, mode="r", zarr_format=3)
-        except (OSError, ValueError, zarr.errors.BaseZarrError) as error:
+        except (OSError, ValueError, TypeError, KeyError, zarr.errors.BaseZarrError) as error:
             raise StoreError(f"{path}: cannot be opened as a zarr group: {error}") from error
         attributes = dict(self.group.attrs)
         if attributes.get("version") != VERSION or attributes.get("format") != FORMAT:
@@ -144,6 +144,8 @@ class TrackShard:
             array = self.group[name]
         except KeyError:
             raise StoreError(f"{self.path}/{name}: no such array") from None
+        except (OSError, ValueError, TypeError, zarr.errors.BaseZarrError) as error:
+            raise StoreError(f"{self.path}/{name}: its metadata cannot be read: {error}") from error
         if not isinstance(array, zarr.Array):
             raise StoreError(f"{self.path}/{name}: is a group, not an array")
         return array
@@ -192,16 +194,16 @@ class TrackShard:
         """Numbers of the start rows of video `video` of this shard."""
         return range(int(self.first_start[video]), int(self.first_start[video + 1]))
 
-    def read_row(self, video: int, row: int) -> TrackRow:
-        """Read start row `row` (of the shard) of video `video` (of the shard)."""
+    def read_row(self, video: int, row: int, *, hog: bool = True) -> TrackRow:
+        """Read start row `row` (of the shard) of video `video` (of the shard), with its HOG or without."""
         if row not in self.rows(video):
             raise IndexError(f"start row {row} is not video {video}'s: it has {self.rows(video)}")
         first, last = int(self.first_point[row]), int(self.first_point[row + 1])
         grid = grid_points(self.metas[video].frame_size, self.recipe.grid_stride)
-        hog = None
-        if self.recipe.hog:
+        histograms = None
+        if self.recipe.hog and hog:
             scale = float(self.read("start/hog_scale", row, row + 1)[0])
-            hog = decode_hog(self.read("hog", first, last), scale)
+            histograms = decode_hog(self.read("hog", first, last), scale)
         return TrackRow(
             frame=int(self.read("start/frame", row, row + 1)[0]),
             positions=decode_positions(self.read("displacement", first, last), grid),
@@ -209,7 +211,7 @@ class TrackShard:
             homographies=self.read("camera/homography", row, row + 1)[0].astype(np.float64),
             estimated=self.read("camera/estimated", row, row + 1)[0] == 1,
             positions_in=self.recipe.positions_in,
-            hog=hog,
+            hog=histograms,
         )
 
 

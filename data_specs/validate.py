@@ -1,7 +1,7 @@
 """Reads a whole store back against its spec and reports every problem, each with its place."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ _ROWS_AT_A_TIME = 64
 _CODECS = ["bytes", "blosc", "crc32c"]
 
 
-def validate_store(path: str | Path, on_shard: Callable[[int], None] | None = None) -> list[str]:
+def validate_store(path: str | Path) -> list[str]:
     """Every problem of a store's complete shards, as `place: what is wrong`; an empty list for a sound store.
 
-    Shards that are still missing are not a problem. on_shard is called with each shard's number, for progress.
+    Shards that are still missing are not a problem.
     """
     try:
         store = TrackStore(path)
@@ -32,8 +32,6 @@ def validate_store(path: str | Path, on_shard: Callable[[int], None] | None = No
     problems: list[str] = []
     videos: dict[int, tuple[str, str]] = {}
     for number in store.complete_shards:
-        if on_shard is not None:
-            on_shard(number)
         where = store.shard_path(number)
         if number >= store.info.num_shards:
             problems.append(f"{where}: the store has {store.info.num_shards} shards")
@@ -134,12 +132,20 @@ class _ShardCheck:
         shard = self.shard
         for name in ("video/first_start", "start/first_point"):
             total = shard.num_starts if name == "video/first_start" else shard.num_points
-            offsets = shard.read(name, 0, shard.array(name).shape[0])
+            try:
+                offsets = shard.read(name, 0, shard.array(name).shape[0])
+            except StoreError as error:
+                yield str(error)
+                continue
             if offsets[0] != 0 or offsets[-1] != total or (np.diff(offsets) < 0).any():
                 yield f"{shard.path}/{name}: must rise from 0 to {total}, is {offsets[:5].tolist()} ... {offsets[-1]}"
         for spec in self.specs.values():
             if spec.axis == "video":
-                values = shard.read(spec.name, 0, shard.num_videos)
+                try:
+                    values = shard.read(spec.name, 0, shard.num_videos)
+                except StoreError as error:
+                    yield str(error)
+                    continue
                 for video in np.flatnonzero(_is_fill(values, spec).any(axis=tuple(range(1, values.ndim)))):
                     yield f"{shard.path}/{spec.name}[{video}]: holds the fill value: it was not written"
 
@@ -166,10 +172,7 @@ class _ShardCheck:
             return
         for first in range(rows.start, rows.stop, _ROWS_AT_A_TIME):
             last = min(first + _ROWS_AT_A_TIME, rows.stop)
-            try:
-                yield from self._rows(video, first, last, starts[first - rows.start : last - rows.start])
-            except StoreError as error:
-                yield str(error)
+            yield from self._rows(video, first, last, starts[first - rows.start : last - rows.start])
 
     def _rows(self, video: int, first: int, last: int, starts: list[int]) -> Iterator[str]:
         """Check start rows first:last, all of one video; they begin at frames `starts`."""
@@ -177,18 +180,23 @@ class _ShardCheck:
         where = f"{shard.path}: video {video} ({meta.path}), start rows {first}:{last}"
         low, high = int(shard.first_point[first]), int(shard.first_point[last])
         data: dict[str, NDArray[Any]] = {}
-        unwritten = False
+        incomplete = False
         for spec in self.specs.values():
             if spec.axis not in ("start", "point"):
                 continue
             begin, end = (first, last) if spec.axis == "start" else (low, high)
-            data[spec.name] = shard.read(spec.name, begin, end)
+            try:
+                data[spec.name] = shard.read(spec.name, begin, end)
+            except StoreError as error:
+                incomplete = True
+                yield str(error)
+                continue
             fills = _is_fill(data[spec.name], spec)
             if fills.any():
-                unwritten = True
+                incomplete = True
                 place = begin + int(np.argwhere(fills)[0][0])
                 yield f"{shard.path}/{spec.name}[{place}]: holds the fill value: it was not written"
-        if unwritten:
+        if incomplete:
             return
         if data["start/frame"].tolist() != starts:
             yield f"{where}: start at frames {data['start/frame'].tolist()}, must be {starts}"

@@ -11,8 +11,10 @@ Decided here, once:
   are. `fps` is the container's average and is only recorded.
 - *Size.* The short side becomes `short_side` (area averaging, half-pixel rule); smaller videos are left as they are,
   odd sizes too. Both axes are rounded on their own, see `geometry.tracked_size`.
-- *Number of frames.* As many as can be decoded from start to end. A file that stops early, has holes, or in which the
-  decoder puts a neighbour in the place of a broken frame is an error, not a shorter or a repeated video.
+- *Number of frames.* As many as can be decoded from start to end; frames that an edit list leaves out are not part of
+  the video. A file that stops early or has holes is an error, not a shorter video (.mp4 and .mov count their frames;
+  other containers know their duration, and of those a tenth must be missing to be noticed). So is one in which the
+  decoder puts a neighbour in the place of a broken frame.
 """
 
 import logging
@@ -36,9 +38,11 @@ Frame = NDArray[np.uint8]
 
 # The least count that decord takes for a limit and not for "no limit": any recovered frame is an error.
 _NO_RECOVERED_FRAMES = 1e-9
-# A file that holds less than this share of what its container announces has been cut off. Containers announce the
-# longest stream, so sound that runs on for a little must not look like missing frames.
+# A file that holds less than this share of what its container's duration announces has been cut off. Some containers
+# only know their longest stream, so sound that runs on for a little must not look like missing frames.
 _WHOLE = 0.9
+# A count in the index is exact but for a frame or two that the encoder packed with another or left empty.
+_MISCOUNTED_FRAMES, _MISCOUNTED = 2, 0.01
 
 # Up to this much decord may hold: all of the video's frames, as RGB and as YUV 4:2:0.
 _MOST_AHEAD_BYTES = 512 << 20
@@ -88,7 +92,8 @@ class Video:
     """A video file, opened; iterate over it once for its frames at the tracked size.
 
     short_side: as in the recipe; None leaves the frames at their own size.
-    Attributes: `source_size` and `frame_size` as (height, width) in pixels; `fps`, the container's average;
+    Attributes: `source_size` and `frame_size` as (height, width) in pixels; `fps`, the container's average, 0 where it
+    has none;
     `announced_frames`, how many packets the decoder found; `decoded_frames`, how many frames have been taken so far.
 
     Raises VideoOpenError here; VideoDecodeError, VideoTruncatedError and FrameSizeChangedError while iterating.
@@ -108,7 +113,8 @@ class Video:
             self._reader = decord.VideoReader(str(path), num_threads=1, fault_tol=_NO_RECOVERED_FRAMES)
         except (*_DECORD_ERRORS, RuntimeError, AssertionError) as error:
             raise VideoOpenError(path, f"cannot be opened as a video: {_decord_reason(error)}") from error
-        self.fps = float(self._reader.get_avg_fps())
+        fps = float(self._reader.get_avg_fps())
+        self.fps = fps if np.isfinite(fps) and fps > 0 else 0.0
         self.announced_frames = len(self._reader)
         self._frames = self._choose_decoder()
         first = next(self._frames, None)
@@ -136,9 +142,12 @@ class Video:
     def _choose_decoder(self) -> Iterator[Frame]:
         header = read_header(self.path, most_key_frames=1)
         pixels = max((height * width for height, width in header.sizes), default=0)
-        if pixels * self.announced_frames * _BYTES_AHEAD_PER_PIXEL > _MOST_AHEAD_BYTES:
-            return self._from_pyav()
-        return self._from_decord()
+        fits = 0 < pixels * self.announced_frames * _BYTES_AHEAD_PER_PIXEL <= _MOST_AHEAD_BYTES
+        # decord puts neighbours in the places of frames that an edit list leaves out
+        if fits and not header.discarded:
+            return self._from_decord()
+        self.announced_frames = max(header.packets - header.discarded, 1)
+        return self._from_pyav()
 
     def _from_decord(self) -> Iterator[Frame]:
         while True:
@@ -162,30 +171,32 @@ class Video:
         return np.asarray(cv2.resize(frame, self.frame_size[::-1], interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
     def _check_whole(self, decoded: int) -> None:
-        """Raise VideoTruncatedError where the container announces clearly more than could be decoded.
+        """Raise VideoTruncatedError where the container announces more than could be decoded.
 
-        decord counts the packets that are there, so a file that was cut off looks like a shorter one to it. The
-        container's own count or duration does not. Variable frame rates make a count by duration too high, so time
-        must be missing as well: at the end, or as a hole.
+        decord counts the packets that are there, so a file that was cut off looks like a shorter one to it; the
+        container's own count or duration does not. A count may be a little off. A duration says less: variable frame
+        rates make frames by duration too many, so time must be missing as well, at the end or as a hole.
         """
-        if decoded < self.announced_frames:
-            raise VideoTruncatedError(
-                self.path, f"{self.announced_frames} frames are there, only {decoded} could be decoded"
-            )
         header = read_header(self.path)
         if len(header.sizes) > 1:
             sizes = " and ".join(f"{height}x{width}" for height, width in header.sizes)
             raise FrameSizeChangedError(self.path, f"its frames change size midway: {sizes}")
-        if decoded >= _WHOLE * header.frames:
-            return
-        spans = np.asarray(self._reader.get_frame_timestamp(range(decoded)), dtype=np.float64)
-        covered = spans[-1, 1] - spans[0, 0]
-        largest_hole = float(np.max(np.diff(spans[:, 0]), initial=0.0))
-        if covered < _WHOLE * header.seconds or largest_hole > (1 - _WHOLE) * header.seconds:
+        announced = header.frames - header.discarded
+        if header.frames_counted:
+            truncated = decoded < announced - max(_MISCOUNTED_FRAMES, _MISCOUNTED * announced)
+        elif decoded < _WHOLE * announced:
+            spans = np.asarray(self._reader.get_frame_timestamp(range(len(self._reader))), dtype=np.float64)
+            covered = spans[-1, 1] - spans[0, 0]
+            gaps = np.diff(spans[:, 0])
+            hole = max((1 - _WHOLE) * header.seconds, 4 * float(np.median(gaps)) if len(gaps) else 0.0)
+            truncated = covered < _WHOLE * header.seconds or bool((gaps > hole).any())
+        else:
+            truncated = False
+        if truncated or decoded < _WHOLE * self.announced_frames:
             raise VideoTruncatedError(
                 self.path,
-                f"the container announces about {header.frames:.0f} frames ({header.seconds:.1f} s), "
-                f"{decoded} could be decoded",
+                f"the container announces {'' if header.frames_counted else 'about '}{announced:.0f} frames "
+                f"({header.seconds:.1f} s), {decoded} could be decoded",
             )
 
 

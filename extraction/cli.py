@@ -79,7 +79,8 @@ def build_parser() -> jsonargparse.ArgumentParser:
     )  # fmt: skip
     add(
         "--stall-seconds", type=float, default=600.0, metavar="S",
-        help="give a video up on which nothing has gone forward for so long: a decoder can hang",
+        help="give a video up on which nothing has gone forward for so long, for a decoder can hang; with --executor "
+        "local that ends the run, and the same command then goes on without the video",
     )  # fmt: skip
     add("--limit", type=int | None, metavar="N", help="take only the list's first N videos")
     add("--retry-failed", action="store_true", help="try the videos again that failed before")
@@ -124,8 +125,9 @@ def extract_tracks(options: jsonargparse.Namespace) -> int:
     recipe = recipe.resolved(videos.start_stride)
     store = options.out or Path(f"{videos.dataset}-{recipe.name}.tracks")
     info = store_info(videos, recipe, options.shards)
-    check_store(store, info)
-    if not options.dry_run:
+    if options.dry_run:
+        check_store(store, info)
+    else:
         begin_store(store, info)
         for shard in shards:
             if ShardFolder(store, shard).roll_forward():
@@ -170,7 +172,7 @@ def _run(
 
 def _exit_status(plans: Sequence[ShardPlan]) -> int:
     videos, failed = sum(len(plan.entries) for plan in plans), sum(plan.failed for plan in plans)
-    if failed == videos:
+    if videos and failed == videos:
         logger.error("nothing done: %d of %d videos failed", failed, videos)
         return EXIT_NOTHING_DONE
     if failed:

@@ -10,8 +10,10 @@ A shard is put in place by renames that can be done again from the start: `commi
 then on any run, after any crash, rolls it forward.
 """
 
+import contextlib
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -23,9 +25,25 @@ logger = logging.getLogger(__name__)
 
 
 def begin_store(path: Path, info: StoreInfo) -> None:
-    """Create the store where there is none yet; `check_store` says whether it may be used."""
-    if not (path / "store.json").exists():
-        write_file(path / "store.json", json.dumps(info.to_json(), indent=2) + "\n")
+    """Create the store where there is none yet, and check that it is ours: another task may have been faster."""
+    check_store(path, info)
+    file = path / "store.json"
+    if file.exists():
+        return
+    temporary = temporary_sibling(file)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(info.to_json(), indent=2) + "\n", encoding="utf-8")
+        sync(temporary)
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, file)  # unlike a rename, never in the place of another task's
+        sync(path)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be created: {error.strerror}; give another folder with --out") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    check_store(path, info)
 
 
 def check_store(path: Path, info: StoreInfo) -> None:
@@ -33,10 +51,14 @@ def check_store(path: Path, info: StoreInfo) -> None:
 
     Raises StoreError naming both values of everything that differs. Other software versions are only warned of.
     """
-    if not (path / "store.json").exists():
-        if path.is_file() or (path.exists() and any(path.iterdir())):
-            raise StoreError(f"{path}: is not empty and not a track store; give another folder with --out")
-        return
+    file = path / "store.json"
+    if not file.exists():
+        # a temporary file is that of a task that is just beginning this store, or was killed while it did
+        others = path.is_file() or (path.exists() and any(not p.name.startswith(".tmp-") for p in path.iterdir()))
+        if not file.exists():  # still: another task may have begun it meanwhile
+            if others:
+                raise StoreError(f"{path}: is not empty and not a track store; give another folder with --out")
+            return
     there = TrackStore(path).info
     differing = [
         f"{name}: the store has {old}, this run {new}" for name, old, new in _settings(there, info) if old != new
@@ -132,5 +154,11 @@ class ShardFolder:
                 self.complete_path.rename(temporary_sibling(self._commit_path))
             staged_shard.rename(self.complete_path)
             sync(self.complete_path.parent)
+        # commit/ goes last: as long as it is there, the next run comes by here again
+        for leftover in self.partial_path.iterdir():
+            if leftover.is_dir() and leftover != self._commit_path:
+                shutil.rmtree(leftover)
+            elif leftover != self._commit_path:
+                leftover.unlink(missing_ok=True)
         shutil.rmtree(self.partial_path)
         return True

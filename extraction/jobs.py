@@ -31,6 +31,9 @@ from extraction.stages import StageTimer
 
 logger = logging.getLogger(__name__)
 
+# OpenCV's DIS crashes on sides of 8 to 14 px.
+_SMALLEST_SIDE = 16
+
 EXIT_STALLED = 1
 """Status of a process that ended itself over a video; run again, extract-tracks passes that video by."""
 
@@ -126,10 +129,14 @@ class VideoStalledError(Exception):
 def _giving_up(job: VideoJob, folder: ShardFolder, timer: StageTimer) -> Iterator[None]:
     """End this process, after recording the failure, if the video stalls: native code that hangs has no other end."""
     done = threading.Event()
+    tick = min(1.0, job.stall_seconds / 8)
 
     def watch() -> None:
-        while not done.wait(min(1.0, job.stall_seconds / 4)):
-            if time.monotonic() - timer.last_change > job.stall_seconds:
+        # ticks are counted, not time: a process that was suspended has not stalled
+        changes, ticks = timer.changes, 0
+        while not done.wait(tick):
+            changes, ticks = timer.changes, ticks + 1 if timer.changes == changes else 0
+            if ticks * tick > job.stall_seconds:
                 stalled = VideoStalledError(f"nothing went forward for {job.stall_seconds:g} s")
                 folder.write_failed(job.place, job.failure(timer.current, stalled))
                 logger.error("%s: %s: %s; ending this process", job.entry.path, timer.current, stalled)
@@ -172,11 +179,10 @@ def _extract(job: VideoJob, path: Path, timer: StageTimer) -> tuple[int, int]:
     with timer("decode"):
         video = Video(job.root / job.entry.path, recipe.short_side)
     grid = grid_size(video.frame_size, recipe.grid_stride)
-    if 0 in grid:
+    if 0 in grid or min(video.frame_size) < _SMALLEST_SIDE:
         height, width = video.frame_size
-        raise FrameTooSmallError(
-            video.path, f"{height}x{width} frames hold no cell of the {recipe.grid_stride} px grid"
-        )
+        least = max(recipe.grid_stride, _SMALLEST_SIDE)
+        raise FrameTooSmallError(video.path, f"frames are {height}x{width}; they must be {least}x{least} or larger")
     with replacing(path) as temporary, PartialWriter(temporary) as writer:
         for row in process_video(video, recipe, timer):
             with timer("write"):
@@ -210,6 +216,11 @@ def assemble_shard(job: ShardJob) -> ShardResult:
     """
     begun = time.perf_counter()
     folder = ShardFolder(job.store, job.shard)
+    if folder.roll_forward():  # a worker was lost in the middle of putting it in place
+        return ShardResult(
+            num_videos=TrackShard(folder.complete_path, job.recipe).num_videos,
+            num_failures=len(read_failures(job.store, job.shard)),
+        )
     former: dict[int, VideoSource] = {}
     former_failures: dict[int, Failure] = {}
     if folder.is_complete:

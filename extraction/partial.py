@@ -86,15 +86,21 @@ class PartialFile:
             with zipfile.ZipFile(path) as archive:
                 self.meta = VideoMeta.from_json(json.loads(archive.read("video.json")))
                 self._members = sorted(archive.namelist())
-        except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
+        except Exception as error:
             raise PartialError(path, error) from error
 
     def blocks(self, name: str) -> Iterator[NDArray[Any]]:
         """The array's blocks in order, to be joined along the first axis."""
+        rows = 0
         try:
             with zipfile.ZipFile(self.path) as archive:
                 for member in self._members:
                     if member.rpartition("/")[0] == name:
-                        yield np.load(io.BytesIO(_BLOSC.decode(archive.read(member))), allow_pickle=False)
-        except (OSError, zipfile.BadZipFile, RuntimeError, ValueError) as error:
+                        block = np.load(io.BytesIO(_BLOSC.decode(archive.read(member))), allow_pickle=False)
+                        rows += len(block)
+                        yield block
+        except Exception as error:
             raise PartialError(self.path, f"{name}: {error}") from error
+        per_start = {self.meta.num_starts, self.meta.num_starts * self.meta.points_per_start}
+        if rows not in per_start:
+            raise PartialError(self.path, f"{name}: holds {rows} rows, the video has {self.meta.num_starts} start rows")

@@ -43,11 +43,13 @@ class ShardPlan:
     todo: tuple[Todo, ...]
     failed: int
     complete: bool
+    recovered: int
+    """Videos that failed before and have been extracted since, but are not in the shard yet."""
 
     @property
     def needs_assembly(self) -> bool:
         """Whether the shard has to be written once its videos are done."""
-        return not self.complete or bool(self.todo)
+        return not self.complete or bool(self.todo) or bool(self.recovered)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,7 @@ def software_versions() -> dict[str, str]:
     """Versions of everything that can change a store's bytes."""
     packages = {
         "motion-targets": "motion-targets",
+        "av": "av",
         "decord": "decord2",
         "mahotas": "mahotas",
         "numba": "numba",
@@ -99,17 +102,18 @@ def _plan_shard(store: Path, shard: int, entries: tuple[VideoEntry, ...], retry_
     folder = ShardFolder(store, shard)
     complete = folder.is_complete
     listed = {failure.index: failure for failure in read_failures(store, shard)} if complete else {}
-    todo, failed = [], 0
+    todo, failed, recovered = [], 0, 0
     for place, entry in enumerate(entries):
         if complete and entry.index not in listed:
             continue
         if folder.tracks_path(place).exists():
+            recovered += complete
             continue
         failure = folder.read_failed(place) or listed.get(entry.index)
         failed += failure is not None
         if failure is None or retry_failed:
             todo.append(Todo(place, entry, failure.attempts if failure else 0))
-    return ShardPlan(shard, entries, tuple(todo), failed, complete)
+    return ShardPlan(shard, entries, tuple(todo), failed, complete, recovered)
 
 
 def parse_shards(text: str | None, num_shards: int) -> list[int]:

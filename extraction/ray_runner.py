@@ -33,6 +33,7 @@ class RayExecutor:
             ray.init(log_to_driver=True, logging_level=logging.WARNING)
         else:
             ray.init(
+                address="local",  # not a cluster that somebody started on this machine
                 num_cpus=workers or os.cpu_count() or 1,
                 object_store_memory=_OBJECT_STORE_BYTES,
                 include_dashboard=False,

@@ -42,7 +42,9 @@ def render(shard: TrackShard, video: int, file: Path, out: Path, start_frame: in
     source = Video(file, shard.recipe.short_side)
     if source.frame_size != meta.frame_size:
         raise StoreError(f"{file}: frames are {source.frame_size}, those in the store are {meta.frame_size}")
-    rows = [shard.read_row(video, number) for number in shard.rows(video)]
+    if source.announced_frames < meta.num_frames:
+        raise StoreError(f"{file}: has {source.announced_frames} frames, the video in the store has {meta.num_frames}")
+    rows = [shard.read_row(video, number, hog=False) for number in shard.rows(video)]
     if out.suffix == ".png":
         row = _choose(rows, start_frame)
         frame = next(frame for t, frame in enumerate(source) if t == row.frame)

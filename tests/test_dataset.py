@@ -72,6 +72,7 @@ def test_all_problems_of_a_list_are_reported_with_their_lines():
         ("", SPEC, "is empty"),
         ("a.mp4\n", DatasetSpec(name="x", lists={"train": "t"}, format="path_label"), "line 1: no label"),
         ("x,y\n1,2\n", DatasetSpec(name="x", lists={"train": "t"}, format="csv"), "names no path column"),
+        ("label,path\n1,a.mp4\n2\n", SPEC, "line 3: has not the 2 columns"),
         ("path\na.mp4\n", DatasetSpec(name="x", lists={"train": "t"}, id_column="key"), "no column key"),
     ],
 )

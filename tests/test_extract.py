@@ -73,16 +73,22 @@ def test_a_killed_driver_is_resumed_to_the_same_bytes(clips, local_store, tmp_pa
     assert store_bytes(store) == store_bytes(local_store)
 
 
-def test_a_terminated_local_run_is_resumed_to_the_same_bytes(clips, local_store, tmp_path):
+def test_a_killed_local_run_is_resumed_to_the_same_bytes(clips, local_store, tmp_path):
     command = ["extract-tracks", "--dataset", str(clips / "list.txt"), "--root", str(clips), "--shards", "2", "--out",
                str(tmp_path / "s"), "--flow", "dis", "--executor", "local"]  # fmt: skip
-    for _ in range(3):
+    store = tmp_path / "s"
+    for kill_after in (1, 3):
         process = subprocess.Popen([str(Path(sys.executable).parent / command[0]), *command[1:]])
-        time.sleep(2.5)
+        deadline = time.monotonic() + 120
+        while len(list(store.glob("partial/*/*.tracks"))) + 3 * len(list(store.glob("shards/*"))) < kill_after:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         process.wait()
+    assert len(TrackStore(store).complete_shards) < 2, "the kills came too late to mean anything"
     assert run_command(command).returncode == 0
-    assert store_bytes(tmp_path / "s") == store_bytes(local_store)
+    assert store_bytes(store) == store_bytes(local_store)
 
 
 def test_shards_done_by_different_runs_make_the_same_store(clips, local_store, tmp_path):
@@ -184,9 +190,9 @@ def test_bad_videos_are_recorded_and_nothing_else_is_lost(clips, tmp_path):
     (root / "empty.mp4").touch()
     expected = {
         "short.mkv": ("VideoTooShortError", "6 frames; a trajectory of 6 steps needs 7"),
-        "cut.mkv": ("VideoTruncatedError", "announces about 60 frames"),
+        "cut.mkv": ("VideoTruncatedError", "60 frames"),
         "size.mkv": ("FrameSizeChangedError", "64x100 and 80x132"),
-        "tiny.mkv": ("FrameTooSmallError", "7x20 frames hold no cell of the 8 px grid"),
+        "tiny.mkv": ("FrameTooSmallError", "frames are 7x20; they must be 16x16 or larger"),
         "text.mp4": ("VideoOpenError", "not a video file"),
         "empty.mp4": ("VideoOpenError", "the file is empty"),
         "gone.mp4": ("VideoOpenError", "no such file"),
@@ -215,7 +221,9 @@ def test_when_every_video_fails_nothing_is_done(tmp_path):
 def test_more_shards_than_videos_make_empty_shards(clips, tmp_path):
     (tmp_path / "list.txt").write_text("a.avi\n")
     store = tmp_path / "s"
-    assert extract("--dataset", tmp_path / "list.txt", "--root", clips, "--shards", 3, "--out", store) == 0
+    common = ("--dataset", tmp_path / "list.txt", "--root", clips, "--shards", 3, "--out", store)
+    assert extract(*common, "--only-shards", "2") == 0, "there is nothing in it that could fail"
+    assert extract(*common) == 0
     assert TrackStore(store).complete_shards == [0, 1, 2]
     assert TrackStore(store).shard(2).num_videos == 0
     assert inspect_cli.main([str(store), "--verify"]) == 0
@@ -474,5 +482,12 @@ def test_a_task_takes_every_nth_shard(tmp_path):
     for shards in (["--shards", "10"], ["--shards=10"]):
         result = run_task(1, 4, ["--dataset", "k400", *shards], MOTION_TARGETS_BIN=str(tmp_path))
         assert result.stdout.split() == ["--dataset", "k400", *shards, "--only-shards", "1,5,9", "--workers", "1"]
+    for own in (["--workers", "3"], ["--executor", "local"], ["--executor=local"]):
+        result = run_task(0, 4, ["--shards", "4", *own], MOTION_TARGETS_BIN=str(tmp_path), SLURM_CPUS_PER_TASK="8")
+        assert result.stdout.split() == ["--shards", "4", *own, "--only-shards", "0"]
+    for gaps in ({"SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_MAX": "7"}, {"SLURM_ARRAY_TASK_MAX": "6"}):
+        result = run_task(3, 2, ["--shards", "12"], MOTION_TARGETS_BIN=str(tmp_path), **gaps)
+        assert result.returncode == 2
+        assert "an array with gaps would leave shards out" in result.stderr
     assert run_task(0, 4, ["--dataset", "k400"]).returncode == 2
     assert "leave --only-shards out" in run_task(0, 4, ["--shards", "4", "--only-shards", "1"]).stderr

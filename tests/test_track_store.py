@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorstore
 import zarr
-from conftest import REPOSITORY, store_bytes
+from conftest import REPOSITORY
 
 from data_specs.geometry import grid_points
 from data_specs.schema import array_specs
@@ -203,6 +203,39 @@ def test_a_flipped_bit_is_found(store, name):
     assert any(name in p and "cannot be read" in p for p in problems), problems
 
 
+def test_one_unreadable_array_does_not_hide_another(store):
+    for name in ("displacement", "valid", "hog", "video/fps", "start/first_point"):
+        (file,) = [f for f in (store / "shards" / "00000.zarr" / name / "c").rglob("*") if f.is_file()]
+        data = bytearray(file.read_bytes())
+        data[len(data) // 3] ^= 1
+        file.write_bytes(data)
+    problems = "\n".join(validate_store(store))
+    assert "video/fps" in problems
+    assert "start/first_point" in problems
+    for name in ("video/fps", "start/first_point"):
+        rewrite_from(store, name)
+    problems = "\n".join(validate_store(store))
+    for name in ("displacement", "valid", "hog"):
+        assert f"00000.zarr/{name}[" in problems
+
+
+def rewrite_from(store, name):
+    """Mend one array of shard 0: flip its bit back."""
+    (file,) = [f for f in (store / "shards" / "00000.zarr" / name / "c").rglob("*") if f.is_file()]
+    data = bytearray(file.read_bytes())
+    data[len(data) // 3] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("text", ['{"zarr_format": 3, "node_ty', "[]", "{}"])
+@pytest.mark.parametrize("file", ["hog/zarr.json", "zarr.json", "video/zarr.json"])
+def test_damaged_metadata_is_a_problem_with_a_place(store, file, text):
+    (store / "shards" / "00000.zarr" / file).write_text(text)
+    problems = validate_store(store)
+    assert problems
+    assert all("00000.zarr" in problem for problem in problems)
+
+
 def test_missing_and_changed_metadata_is_found(store):
     root = store / "shards" / "00000.zarr"
     (root / "valid" / "zarr.json").unlink()
@@ -238,7 +271,3 @@ def test_reading_a_foreign_row_is_refused(good_store):
     shard = TrackStore(good_store).shard(0)
     with pytest.raises(IndexError, match="start row 0 is not video 1's"):
         shard.read_row(1, 0)
-
-
-def test_copying_keeps_the_bytes(good_store, store):
-    assert store_bytes(good_store) == store_bytes(store)
