@@ -185,10 +185,11 @@ class Video:
         if header.frames_counted:
             truncated = decoded < announced - max(_MISCOUNTED_FRAMES, _MISCOUNTED * announced)
         elif decoded < _WHOLE * announced:
-            spans = np.asarray(self._reader.get_frame_timestamp(range(len(self._reader))), dtype=np.float64)
-            covered = spans[-1, 1] - spans[0, 0]
-            gaps = np.diff(spans[:, 0])
-            hole = max((1 - _WHOLE) * header.seconds, 4 * float(np.median(gaps)) if len(gaps) else 0.0)
+            begins = np.asarray(self._reader.get_frame_timestamp(range(len(self._reader))), dtype=np.float64)[:, 0]
+            gaps = np.diff(begins)
+            usual_gap = float(np.median(gaps)) if len(gaps) else 0.0
+            covered = begins[-1] + usual_gap - begins[0]
+            hole = max((1 - _WHOLE) * header.seconds, 4 * usual_gap)
             truncated = covered < _WHOLE * header.seconds or bool((gaps > hole).any())
         else:
             truncated = False
