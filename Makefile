@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: demo test check clean
 
 demo: .venv/installed
-	rm -rf $(DEMO)
+	rm -rf $(DEMO)/store
 	$(BIN)/extract-tracks --dataset demo --root $(DEMO)/videos --shards 2 --out $(DEMO)/store
 	$(BIN)/inspect-tracks $(DEMO)/store
 	$(BIN)/inspect-tracks $(DEMO)/store --verify

@@ -38,14 +38,11 @@ class ContainerHeader:
     """The sizes (height, width) of the key frames, in order of appearance, each once."""
 
 
-def read_header(path: str | Path, most_key_frames: int | None = None) -> ContainerHeader:
-    """Read the header and all packets, and decode the key frames, at which alone H.264, H.265 and MJPEG change size.
-
-    most_key_frames: decode no more than so many of them; None for all.
-    """
+def read_header(path: str | Path) -> ContainerHeader:
+    """Read the header and all packets, and decode the key frames, at which alone H.264, H.265 and MJPEG change size."""
     frames = seconds = 0.0
     counted = False
-    packets = discarded = decoded = 0
+    packets = discarded = 0
     sizes: dict[tuple[int, int], None] = {}
     try:
         with av.open(str(path), metadata_errors="replace") as container:
@@ -62,11 +59,9 @@ def read_header(path: str | Path, most_key_frames: int | None = None) -> Contain
                 if packet.size:
                     packets += 1
                     discarded += packet.is_discard
-                wanted = stream.codec_context is not None and decoded != most_key_frames
-                if wanted and (packet.is_keyframe or not packet.size):
+                if stream.codec_context is not None and (packet.is_keyframe or not packet.size):
                     for frame in cast(list[av.VideoFrame], packet.decode()):
                         sizes[(frame.height, frame.width)] = None
-                        decoded += 1
     except av.FFmpegError as error:
         # Whether the file can be used is the decoder's to say; what was read until here still counts.
         logger.debug("%s: reading the container stopped: %s", path, error)

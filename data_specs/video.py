@@ -92,11 +92,12 @@ class Video:
     """A video file, opened; iterate over it once for its frames at the tracked size.
 
     short_side: as in the recipe; None leaves the frames at their own size.
-    Attributes: `source_size` and `frame_size` as (height, width) in pixels; `fps`, the container's average, 0 where it
-    has none;
-    `announced_frames`, how many packets the decoder found; `decoded_frames`, how many frames have been taken so far.
+    Attributes: `source_size` and `frame_size` as (height, width) in pixels; `fps`, the container's average, 0
+    where it has none; `announced_frames`, how many frames the file's packets should make; `decoded_frames`, how many
+    have been taken so far.
 
-    Raises VideoOpenError here; VideoDecodeError, VideoTruncatedError and FrameSizeChangedError while iterating.
+    Raises VideoOpenError, VideoDecodeError or FrameSizeChangedError here; VideoDecodeError, VideoTruncatedError or
+    FrameSizeChangedError while iterating.
     """
 
     def __init__(self, path: str | Path, short_side: int | None) -> None:
@@ -116,6 +117,7 @@ class Video:
         fps = float(self._reader.get_avg_fps())
         self.fps = fps if np.isfinite(fps) and fps > 0 else 0.0
         self.announced_frames = len(self._reader)
+        self._header = read_header(path)
         self._frames = self._choose_decoder()
         first = next(self._frames, None)
         if first is None:
@@ -140,7 +142,10 @@ class Video:
         self._check_whole(self.decoded_frames)
 
     def _choose_decoder(self) -> Iterator[Frame]:
-        header = read_header(self.path, most_key_frames=1)
+        header = self._header
+        if len(header.sizes) > 1:
+            sizes = " and ".join(f"{height}x{width}" for height, width in header.sizes)
+            raise FrameSizeChangedError(self.path, f"its frames change size midway: {sizes}")
         pixels = max((height * width for height, width in header.sizes), default=0)
         fits = 0 < pixels * self.announced_frames * _BYTES_AHEAD_PER_PIXEL <= _MOST_AHEAD_BYTES
         # decord puts neighbours in the places of frames that an edit list leaves out
@@ -177,10 +182,7 @@ class Video:
         container's own count or duration does not. A count may be a little off. A duration says less: variable frame
         rates make frames by duration too many, so time must be missing as well, at the end or as a hole.
         """
-        header = read_header(self.path)
-        if len(header.sizes) > 1:
-            sizes = " and ".join(f"{height}x{width}" for height, width in header.sizes)
-            raise FrameSizeChangedError(self.path, f"its frames change size midway: {sizes}")
+        header = self._header
         announced = header.frames - header.discarded
         if header.frames_counted:
             truncated = decoded < announced - max(_MISCOUNTED_FRAMES, _MISCOUNTED * announced)
