@@ -142,7 +142,7 @@ def test_a_decoder_that_hangs_is_given_up(clips, tmp_path, executor):
     (tmp_path / "list.txt").write_text("a.avi\nc.avi\n")
     arguments = [
         "--dataset", str(tmp_path / "list.txt"), "--root", str(clips), "--shards", "1", "--out", str(tmp_path / "s"),
-        "--flow", "dis", "--executor", executor, "--stall-seconds", "4",
+        "--flow", "dis", "--executor", executor, "--stall-seconds", "8",
     ]  # fmt: skip
     driver = f"""
 import sys, time
