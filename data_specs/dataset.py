@@ -155,7 +155,7 @@ def load_videos(
     split = split or spec.split
     if list_file is None and split not in spec.lists:
         raise DatasetError(f"data set {spec.name} has no split {split}: it has {', '.join(spec.lists)}")
-    folder = _root(spec, root)
+    folder = root_folder(spec, root)
     if spec.rendered and not folder.exists():
         render_demo_clips(folder)
     if not folder.is_dir():
@@ -164,6 +164,19 @@ def load_videos(
     hint = "" if list_file else f" (the {split} list of {spec.name}; another one is given with --list)"
     entries = parse_list(_read(path, f"list {path}{hint}"), spec, where=f"list {path}", root=folder)
     return VideoList(dataset=spec.name, split=split, root=folder, entries=entries, start_stride=spec.start_stride)
+
+
+def root_folder(spec: DatasetSpec, root: str | None = None) -> Path:
+    """The folder of a data set's videos: `root`, else its environment variable's, else its own; absolute.
+
+    Raises DatasetError where none of them is given.
+    """
+    from_env = os.environ.get(spec.root_env) if spec.root_env else None
+    chosen = root or from_env or spec.root
+    if not chosen:
+        variable = f" or set {spec.root_env}" if spec.root_env else ""
+        raise DatasetError(f"data set {spec.name}: where are its videos? Give --root DIR{variable}")
+    return Path(chosen).expanduser().absolute()
 
 
 def parse_list(text: str, spec: DatasetSpec, where: str, root: Path) -> tuple[VideoEntry, ...]:
@@ -214,15 +227,6 @@ def _spec_of(dataset: str) -> DatasetSpec:
         f"data set {dataset}: neither a shipped name ({', '.join(dataset_names())}) nor a file; "
         "give a name, a SPEC.yaml or a list file"
     )
-
-
-def _root(spec: DatasetSpec, root: str | None) -> Path:
-    from_env = os.environ.get(spec.root_env) if spec.root_env else None
-    chosen = root or from_env or spec.root
-    if not chosen:
-        variable = f" or set {spec.root_env}" if spec.root_env else ""
-        raise DatasetError(f"data set {spec.name}: where are its videos? Give --root DIR{variable}")
-    return Path(chosen).expanduser().absolute()
 
 
 def _detect_format(lines: list[str], spec: DatasetSpec) -> ListFormat:

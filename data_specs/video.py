@@ -85,7 +85,7 @@ class VideoTooShortError(VideoError):
 
 
 class FrameTooSmallError(VideoError):
-    """Frames smaller than one cell of the trajectory grid."""
+    """Frames smaller than one cell of the trajectory grid, or than flow can be measured on."""
 
 
 class Video:
@@ -139,7 +139,7 @@ class Video:
                 )
             self.decoded_frames += 1
             yield self._resized(frame)
-        self._check_whole(self.decoded_frames)
+        self._check_whole()
 
     def _choose_decoder(self) -> Iterator[Frame]:
         header = self._header
@@ -175,14 +175,14 @@ class Video:
             return frame
         return np.asarray(cv2.resize(frame, self.frame_size[::-1], interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
-    def _check_whole(self, decoded: int) -> None:
+    def _check_whole(self) -> None:
         """Raise VideoTruncatedError where the container announces more than could be decoded.
 
         decord counts the packets that are there, so a file that was cut off looks like a shorter one to it; the
         container's own count or duration does not. A count may be a little off. A duration says less: variable frame
         rates make frames by duration too many, so time must be missing as well, at the end or as a hole.
         """
-        header = self._header
+        header, decoded = self._header, self.decoded_frames
         announced = header.frames - header.discarded
         if header.frames_counted:
             truncated = decoded < announced - max(_MISCOUNTED_FRAMES, _MISCOUNTED * announced)

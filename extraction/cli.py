@@ -11,9 +11,9 @@ import jsonargparse
 
 from data_specs.dataset import DatasetError, VideoList, dataset_names, load_videos
 from data_specs.recipe import Recipe, RecipeError, load_recipe, recipe_names
-from data_specs.track_store import StoreError
+from data_specs.track_store import StoreError, StoreInfo
 from extraction.commit import ShardFolder, begin_store, check_store
-from extraction.plan import ShardPlan, estimate, parse_shards, plan_shards, software_versions, store_info
+from extraction.plan import ShardPlan, estimate, parse_shards, plan_shards, store_info
 from extraction.progress import Progress
 from extraction.run import Executor, LocalExecutor, RunSummary, WorkerLostError, run
 
@@ -138,13 +138,13 @@ def extract_tracks(options: jsonargparse.Namespace) -> int:
         return EXIT_DONE
     pending = [plan for plan in plans if plan.needs_assembly]
     if pending:
-        summary = _run(pending, videos, recipe, store, options)
+        summary = _run(pending, videos, info, store, options)
         logger.info("%s", summarise(summary))
     return _exit_status(plan_shards(store, videos, options.shards, shards, retry_failed=False))
 
 
 def _run(
-    plans: list[ShardPlan], videos: VideoList, recipe: Recipe, store: Path, options: jsonargparse.Namespace
+    plans: list[ShardPlan], videos: VideoList, info: StoreInfo, store: Path, options: jsonargparse.Namespace
 ) -> RunSummary:
     executor: Executor
     if options.executor == "ray":
@@ -160,8 +160,8 @@ def _run(
             executor,
             store=store.absolute(),
             root=videos.root,
-            recipe=recipe,
-            software=software_versions(),
+            recipe=info.recipe,
+            software=info.software,
             stall_seconds=options.stall_seconds,
             progress=progress,
         )

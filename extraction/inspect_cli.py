@@ -10,7 +10,7 @@ from pathlib import Path
 import jsonargparse
 import numpy as np
 
-from data_specs.dataset import DatasetError, dataset_names, load_spec
+from data_specs.dataset import DatasetError, dataset_names, load_spec, root_folder
 from data_specs.failures import Failure, read_failures
 from data_specs.schema import array_specs
 from data_specs.track_store import StoreError, TrackStore
@@ -61,7 +61,7 @@ def inspect_tracks(options: jsonargparse.Namespace) -> int:
         raise ValueError("--render VIDEO and --out FILE go together")
     store = TrackStore(options.store)
     if options.render is not None:
-        file, name = _locate(store, options.render, options.root)
+        file, name = _locate(store, options.render)
         shard, video = store.find(name)
         sys.stdout.write(
             render(
@@ -90,7 +90,7 @@ def inspect_tracks(options: jsonargparse.Namespace) -> int:
     return 0
 
 
-def _locate(store: TrackStore, video: str, root: Path | None) -> tuple[Path | None, str]:
+def _locate(store: TrackStore, video: str) -> tuple[Path | None, str]:
     """The file that --render names, if it is one, and the name to look for in the store."""
     file = Path(video)
     if not file.is_file():
@@ -103,9 +103,7 @@ def _locate(store: TrackStore, video: str, root: Path | None) -> tuple[Path | No
 
 def _below_root(store: TrackStore, path: str, root: Path | None) -> Path:
     if root is None and store.info.dataset in dataset_names():
-        spec = load_spec(store.info.dataset)
-        known = os.environ.get(spec.root_env or "") or spec.root
-        root = Path(known).expanduser() if known else None
+        root = root_folder(load_spec(store.info.dataset))
     if root is None:
         raise ValueError(f"where is {path}? Give --render its file, or the data set's folder with --root")
     return root / path
