@@ -4,15 +4,12 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
-from typing import Protocol, get_args
+from typing import Protocol, cast, get_args
 
-import numpy as np
 from reference_recipe import ReferenceTracker
 
 from data_specs.recipe import Flow, load_recipe
 from data_specs.video import Frame
-from extraction.camera import CameraMotion
 from extraction.motion.flow_tracker import FlowTracker, PairMotion, TrackedFrame
 from extraction.stages import Stage
 
@@ -93,42 +90,22 @@ class TrackerMethod:
             previous = current
 
 
-@dataclasses.dataclass(frozen=True)
-class FirstPass:
-    """The first pass of a method alone, for pairs without a camera to remove."""
-
-    name: str
-    in_image: bool
-    flow: Callable[[TrackedFrame, TrackedFrame], np.ndarray]
-
-    def motions(self, frames: Sequence[Frame]) -> Iterator[tuple[PairMotion, PassTimes]]:
-        """See `Method`; only `first_flow` and the times of the first pass carry a meaning."""
-        for a, b in pairwise([TrackedFrame(frame) for frame in frames]):
-            begun = time.perf_counter()
-            flow = self.flow(a, b)
-            took = 1000 * (time.perf_counter() - begun)
-            measured = np.ones(a.gray.shape, dtype=np.bool_)
-            yield PairMotion(flow, measured, CameraMotion(np.eye(3), False), flow), PassTimes(took, 0, 0, took)
-
-
 def make_method(spec: str, *, first_pass_only: bool = False) -> Method:
     """The method called `reference`, or RECIPE or RECIPE:FLOW; a recipe is a shipped one's name or a .yaml file.
 
+    first_pass_only: leave the camera in, and do not measure again.
     Raises ValueError for an unknown flow, RecipeError (which is one) for a recipe that does not load.
     """
     if spec == REFERENCE:
-        if first_pass_only:
-            return FirstPass(spec, True, ReferenceTracker(_PassTimer()).first_flow)
-        return TrackerMethod(spec, True, ReferenceTracker)
+        return TrackerMethod(spec, True, lambda stage: ReferenceTracker(stage, remove_camera=not first_pass_only))
     name, _, flow = spec.partition(":")
     if flow and flow not in get_args(Flow):
         raise ValueError(f"method {spec}: no flow is called {flow}; there are {', '.join(get_args(Flow))}")
     recipe = load_recipe(name).resolved(1)
-    recipe = dataclasses.replace(recipe, flow=flow or recipe.flow)
+    if flow:
+        recipe = dataclasses.replace(recipe, flow=cast(Flow, flow))
     if first_pass_only:
-        plain = dataclasses.replace(recipe, remove_camera=False, positions_in="image")
-        tracker = FlowTracker(plain, _PassTimer())
-        return FirstPass(spec, True, lambda a, b: tracker.pair_motion(a, b).first_flow)
+        recipe = dataclasses.replace(recipe, remove_camera=False, positions_in="image")
     return TrackerMethod(spec, recipe.positions_in == "image", lambda stage: FlowTracker(recipe, stage))
 
 

@@ -12,7 +12,7 @@ import mahotas.features.surf as mahotas_surf
 import numpy as np
 
 from data_specs.recipe import load_recipe
-from extraction.camera import Features, carry_corners, estimate_camera, match_features
+from extraction.camera import CameraMotion, Features, carry_corners, estimate_camera, match_features
 from extraction.motion.dense_flow import FlowField, Gray, median_filter
 from extraction.motion.flow_tracker import PairMotion, TrackedFrame, rectify
 from extraction.stages import Stage
@@ -23,32 +23,28 @@ _MAX_SURF_POINTS = 500
 class ReferenceTracker:
     """`pair_motion` as FlowTracker's; `stage` times its parts. SURF is computed once for each frame."""
 
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
+    def __init__(self, stage: Stage, *, remove_camera: bool = True) -> None:
+        self._stage, self._remove_camera = stage, remove_camera
         self._recipe = load_recipe("mme")  # RANSAC at 1 px
         self._solver = cv2.optflow.DualTVL1OpticalFlow_create()
         self._surf: WeakKeyDictionary[TrackedFrame, Features] = WeakKeyDictionary()
 
-    def first_flow(self, a: TrackedFrame, b: TrackedFrame) -> FlowField:
-        """DualTVL1's flow a -> b, float32 (H, W, 2)."""
-        return self._flow(a.gray.astype(np.float32), b.gray.astype(np.float32))
-
     def pair_motion(self, a: TrackedFrame, b: TrackedFrame) -> PairMotion:
         """The motion from frame a to frame b."""
+        gray_a, gray_b = a.gray.astype(np.float32), b.gray.astype(np.float32)
         with self._stage("flow"):
-            first_flow = flow = self.first_flow(a, b)
-        with self._stage("surf"):
-            matches = match_features(self._features(a), self._features(b))
-        with self._stage("corners"):
-            carried = carry_corners(a.gray, first_flow)
-        with self._stage("ransac"):
-            camera = estimate_camera([matches, carried], (a.gray.shape[0], a.gray.shape[1]), self._recipe)
+            first_flow = flow = self._flow(gray_a, gray_b)
+        camera = CameraMotion(np.eye(3), estimated=False)
+        if self._remove_camera:
+            with self._stage("camera"):
+                pairs = [match_features(self._features(a), self._features(b)), carry_corners(a.gray, flow)]
+                camera = estimate_camera(pairs, (a.gray.shape[0], a.gray.shape[1]), self._recipe)
         measured = np.ones(a.gray.shape, dtype=np.bool_)
         if camera.estimated:
             with self._stage("warp"):
-                rectified, measured = rectify(b.gray.astype(np.float32), camera.homography)
+                rectified, measured = rectify(gray_b, camera.homography)
             with self._stage("flow"):
-                flow = self._flow(a.gray.astype(np.float32), rectified)
+                flow = self._flow(gray_a, rectified)
         with self._stage("median"):
             return PairMotion(median_filter(flow), measured, camera, first_flow)
 

@@ -4,7 +4,7 @@ Everything is sampled in floating point by cubic splines (`scipy.ndimage.map_coo
 exactly where the truth says, not rounded to 1/32 px as by `cv2.remap`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ SPEED_BANDS = ((0.5, 2.0), (4.0, 8.0), (14.0, 20.0), (0.5, 2.0), (4.0, 8.0), (14
 _OBJECTS = 4
 _PICTURES_OF_A_CLIP = 6
 _LEAST_CONTRAST = 12.0  # standard deviation in grey levels; frames of a fade are no textures
+_PLACES_TRIED = 4
 _GOLDEN = 0.5 * (5**0.5 - 1)
 
 
@@ -46,8 +47,7 @@ class PictureTexture:
         """Colours (..., 3) at points (..., 2), within 0 ... 255."""
         x, y = np.moveaxis(points + self._origin, -1, 0)
         channels = [
-            ndimage.map_coordinates(spline, [y, x], order=3, mode="mirror", prefilter=False)
-            for spline in self._splines
+            ndimage.map_coordinates(spline, [y, x], order=3, mode="mirror", prefilter=False) for spline in self._splines
         ]
         return np.asarray(np.clip(np.stack(channels, axis=-1), 0, 255))
 
@@ -71,7 +71,7 @@ def read_pictures(clips: Sequence[str | Path]) -> list[list[Frame]]:
 def sequence_speed(number: int) -> float:
     """Speed of sequence `number` in px per frame: spread over its band of `SPEED_BANDS` by the golden ratio."""
     low, high = SPEED_BANDS[number % len(SPEED_BANDS)]
-    return low * (high / low) ** ((0.5 + _GOLDEN * number) % 1.0)
+    return float(low * (high / low) ** ((0.5 + _GOLDEN * number) % 1.0))
 
 
 def textured_scene(
@@ -97,7 +97,8 @@ def textured_scene(
     for number in range(_OBJECTS):
         angle = pan + rng.choice([-1, 1]) * np.deg2rad(rng.uniform(35, 100))
         wanted = speed * rng.uniform(0.75, 1.25) * np.array([np.cos(angle), np.sin(angle)])
-        meets = centre + rng.uniform(-0.3, 0.3, 2) * [width, height]
+        quarter = np.array([0.2 if number % 2 else -0.2, 0.2 if number // 2 else -0.2])
+        meets = centre + (quarter + rng.uniform(-0.14, 0.14, 2)) * [width, height]
         earlier, later = camera(middle - 0.5), camera(middle + 0.5)
         by_camera = apply_homography(later @ np.linalg.inv(earlier), meets) - meets
         own = wanted - by_camera
@@ -109,9 +110,8 @@ def textured_scene(
             zoom=1 + rng.uniform(-1, 1) * 0.001 * speed,
         )
         radius = height * rng.uniform(0.11, 0.18)
-        texture = _texture(
-            rng, (seed, number), pictures, start, radius, lambda t, m=motion: camera(t) @ m(t), size, frames
-        )
+        to_frame = _composed(camera, motion)
+        texture = _texture(rng, (seed, number), pictures, start, radius, to_frame, size, frames)
         discs.append(Disc(texture=texture, centre=(start[0], start[1]), radius=radius, motion=motion))
     seen_at_middle = apply_homography(np.linalg.inv(camera(middle)), centre)
     background = _texture(rng, (seed, _OBJECTS), pictures, seen_at_middle, None, camera, size, frames)
@@ -137,11 +137,13 @@ def _camera(rng: np.random.Generator, speed: float, size: tuple[int, int], frame
     amount = speed
     for _ in range(4):  # nearly linear: a few corrections are exact to 0.1 %
         camera = motion(amount)
-        steps = [
-            apply_homography(camera(t + 1) @ np.linalg.inv(camera(t)), points) - points for t in range(frames - 1)
-        ]
+        steps = [apply_homography(camera(t + 1) @ np.linalg.inv(camera(t)), points) - points for t in range(frames - 1)]
         amount *= speed / float(np.linalg.norm(steps, axis=-1).mean())
     return motion(amount), float(pan)
+
+
+def _composed(camera: Motion, motion: Motion) -> Motion:
+    return lambda t: np.asarray(camera(t) @ motion(t))
 
 
 def _texture(
@@ -150,23 +152,31 @@ def _texture(
     pictures: Sequence[Sequence[Frame]],
     middle: NDArray[np.float64],
     radius: float | None,
-    to_frame: Callable[[float], NDArray[np.float64]],
+    to_frame: Motion,
     size: tuple[int, int],
     frames: int,
 ) -> TextureFunction:
     """A texture whose picture's middle is at `middle`, or for an object of that radius anywhere within the picture."""
     clip, picture = rng.random(2)
-    shift = rng.uniform(-1, 1, 2)
+    shifts = rng.uniform(-1, 1, (_PLACES_TRIED, 2))
     if not pictures:
         return Texture(seed[0] * 100 + seed[1], shortest=5.0, longest=60.0 if radius is None else 30.0)
     of_clip = pictures[int(clip * len(pictures))]
     chosen = of_clip[int(picture * len(of_clip))]
     in_picture = np.array([chosen.shape[1] - 1, chosen.shape[0] - 1]) / 2
     if radius is not None:
-        in_picture = in_picture + shift * np.maximum(in_picture - radius, 0)
+        # the place with the most contrast of a few: an object of one colour would have no motion to measure
+        places = in_picture + shifts * np.maximum(in_picture - radius, 0)
+        in_picture = max(places, key=lambda place: _contrast(chosen, place, radius))
     origin = in_picture - middle
     blur = BLUR * _texels_per_pixel(to_frame, size, frames)
     return PictureTexture(chosen, (float(origin[0]), float(origin[1])), blur)
+
+
+def _contrast(picture: Frame, place: NDArray[np.float64], radius: float) -> float:
+    """Standard deviation in grey levels of the square of that half width about a place x, y."""
+    (left, top), (right, bottom) = np.maximum(place - radius, 0).astype(int), (place + radius).astype(int) + 1
+    return float(picture[top:bottom, left:right].mean(axis=-1).std())
 
 
 def _texels_per_pixel(to_frame: Motion, size: tuple[int, int], frames: int) -> float:
@@ -175,7 +185,9 @@ def _texels_per_pixel(to_frame: Motion, size: tuple[int, int], frames: int) -> f
     largest = 1.0
     for t in range(frames):
         to_surface = np.linalg.inv(to_frame(t))
-        across = apply_homography(to_surface, points + [0.5, 0]) - apply_homography(to_surface, points - [0.5, 0])
-        down = apply_homography(to_surface, points + [0, 0.5]) - apply_homography(to_surface, points - [0, 0.5])
+        across, down = (
+            apply_homography(to_surface, points + half) - apply_homography(to_surface, points - half)
+            for half in np.array([[0.5, 0], [0, 0.5]])
+        )
         largest = max(largest, float(np.linalg.svd(np.stack([across, down], axis=-1), compute_uv=False).max()))
     return largest

@@ -2,8 +2,8 @@
 
 A scene is a textured plane seen by a moving camera, with textured discs that move over it. `Texture` is a sum of
 cosines, evaluated where a pixel's ray meets its surface: there is no source image, so nothing is interpolated and a
-motion of 0.01 px is rendered as exactly as one of 10 px. Any other function of the surface's points will do. Every surface moves by a homography, so the true position of
-any of its points at any time is a product of matrices.
+motion of 0.01 px is rendered as exactly as one of 10 px. Any other function of a surface's points will do as well.
+Every surface moves by a homography, so the true position of any of its points at any time is a product of matrices.
 """
 
 import dataclasses
