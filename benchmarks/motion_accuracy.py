@@ -25,6 +25,7 @@ or KITTI's 16-bit .png. Scores the first flow where the truth is known; outliers
 """
 
 import argparse
+import importlib.util
 import json
 import platform
 import sys
@@ -147,6 +148,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"needs --sequences 1, --frames {LENGTH + 1}, --size 64 64, --noise 0 or more")
     if options.pairs and (options.plot or options.sheet):
         parser.error("--plot and --sheet are of rendered sequences, not of --pairs")
+    # what would only be noticed after minutes
+    for file in (options.json, options.plot, options.sheet):
+        if file and not Path(file).absolute().parent.is_dir():
+            parser.error(f"{file}: its folder does not exist")
+    if options.plot and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib: pip install 'motion-targets[bench]'")
     cv2.setNumThreads(1)
     numba.set_num_threads(1)
     try:
