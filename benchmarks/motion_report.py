@@ -130,9 +130,12 @@ def write_plot(results: Results, path: str | Path) -> None:
             panel.plot(*first, "o", color=colour, markerfacecolor="none")
             panel.plot(*both, "o", color=colour, label=name)
         panel.set(xscale="log", yscale="log", xlabel="ms per pair", title=f"{label} px/frame")
+        for axis in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+            axis("{x:g}")
         panel.grid(visible=True, which="both", alpha=0.2)
     panels[0].set_ylabel("end-point error of the flow, px")
-    panels[0].legend(title="○ first pass, ● both passes", fontsize="small")
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, title="○ first pass\n● both passes", loc="outside right upper")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
