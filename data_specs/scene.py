@@ -1,9 +1,9 @@
 """Rendered scenes whose motion is known exactly: the ground truth of tests and benchmarks, and the demo's clips.
 
-A scene is a textured plane seen by a moving camera, with textured discs that move over it. Textures are sums of
+A scene is a textured plane seen by a moving camera, with textured discs that move over it. `Texture` is a sum of
 cosines, evaluated where a pixel's ray meets its surface: there is no source image, so nothing is interpolated and a
-motion of 0.01 px is rendered as exactly as one of 10 px. Every surface moves by a homography, so the true position of
-any of its points at any time is a product of matrices.
+motion of 0.01 px is rendered as exactly as one of 10 px. Any other function of a surface's points will do as well.
+Every surface moves by a homography, so the true position of any of its points at any time is a product of matrices.
 """
 
 import dataclasses
@@ -16,6 +16,9 @@ from data_specs.geometry import apply_homography, inside_frame
 
 Motion = Callable[[float], NDArray[np.float64]]
 """Time in frames to the 3 x 3 homography that moves a surface there from where it is at time 0."""
+
+TextureFunction = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""Points (..., 2) of a surface, x and y in the pixels of frame 0, to their colours (..., 3) within 0 ... 255."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Texture:
 class Disc:
     """A textured disc. `centre` (x, y) and `radius` are in the plane of frame 0, where `motion` moves it."""
 
-    texture: Texture
+    texture: TextureFunction
     centre: tuple[float, float]
     radius: float
     motion: Motion
@@ -70,7 +73,7 @@ class Scene:
     """
 
     size: tuple[int, int]
-    background: Texture
+    background: TextureFunction
     camera: Motion
     discs: tuple[Disc, ...] = ()
     noise: float = 0.0

@@ -50,11 +50,13 @@ class PairMotion:
 
     `flow`: float32 (H, W, 2), median-filtered: the residual where the camera was estimated, else the full flow.
     `measured`: bool (H, W), false where the rectified b has no pixel.
+    `first_flow`: float32 (H, W, 2), the first pass's a -> b as it was measured, camera included and not filtered.
     """
 
     flow: FlowField
     measured: NDArray[np.bool_]
     camera: CameraMotion
+    first_flow: FlowField
 
 
 @dataclasses.dataclass
@@ -114,7 +116,7 @@ class FlowTracker:
         frame_size = (a.gray.shape[0], a.gray.shape[1])
         gray_a, gray_b = a.gray.astype(np.float32), b.gray.astype(np.float32)
         with self._stage("flow"):
-            flow = self._flow(gray_a, gray_b)
+            flow = first_flow = self._flow(gray_a, gray_b)
         camera = CameraMotion(np.eye(3), estimated=False)
         if self._recipe.remove_camera:
             camera = self._camera(a, b, flow)
@@ -125,7 +127,7 @@ class FlowTracker:
             with self._stage("flow"):
                 flow = self._flow(gray_a, rectified)
         with self._stage("median"):
-            return PairMotion(median_filter(flow), measured, camera)
+            return PairMotion(median_filter(flow), measured, camera, first_flow)
 
     def _camera(self, a: TrackedFrame, b: TrackedFrame, flow: FlowField) -> CameraMotion:
         pairs = []
