@@ -2,6 +2,8 @@
 
 Angles are counted in eighths of a turn (octants) from x towards y: 0 is +x, 2 is +y (down), 4 is -x. They are right to
 1e-7 of a turn, and exact on the axes.
+
+Numba compiles these functions into their callers and does not notice in a caller's cache when this file changes.
 """
 
 import math
