@@ -1,4 +1,4 @@
-"""How positions and histograms become the store's integers, and back. Axis legend: N points, L steps, B bins."""
+"""How positions and histograms become the store's integers, and back. Axis legend: N points, L steps."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,7 +7,7 @@ from data_specs.schema import UNIT_PX
 
 MAX_STEP_PX = 32767 * UNIT_PX
 """Longest step that a displacement can hold, along either axis (just under 512 px)."""
-_HOG_LEVELS = 254  # 255 is the fill value
+_HISTOGRAM_LEVELS = 254  # 255 is the fill value
 
 
 def encode_positions(positions: NDArray[np.floating]) -> NDArray[np.int16]:
@@ -31,18 +31,31 @@ def decode_positions(displacement: NDArray[np.int16], first: NDArray[np.floating
     return np.asarray(first[:, None] + np.concatenate([np.zeros_like(steps[:, :1]), steps], axis=1))
 
 
-def encode_hog(hog: NDArray[np.floating]) -> tuple[NDArray[np.uint8], np.float32]:
-    """Histograms (N, L, B), all >= 0, of one start row to (codes, scale): code = 254 * sqrt(value / scale).
+def encode_flow(flow: NDArray[np.floating]) -> NDArray[np.int16]:
+    """Flow (N, 2) in pixels to units of 1/64 px. Raises ValueError where it does not fit."""
+    units = np.rint(flow / UNIT_PX)
+    if units.size and not np.abs(units).max() <= 32767:
+        raise ValueError(f"a flow of {np.abs(flow).max()} px; the longest that fits is {MAX_STEP_PX} px")
+    return np.asarray(units.astype(np.int16))
+
+
+def decode_flow(codes: NDArray[np.int16]) -> NDArray[np.float32]:
+    """The inverse of `encode_flow`, float32 (N, 2), in pixels."""
+    return codes.astype(np.float32) * np.float32(UNIT_PX)
+
+
+def encode_histograms(histograms: NDArray[np.floating]) -> tuple[NDArray[np.uint8], np.float32]:
+    """Histograms of one start row, of any shape, all >= 0, to (codes, scale): code = 254 * sqrt(value / scale).
 
     The scale is the row's largest value. The square root spends the levels where the values are: a histogram's
     small bins keep their relative size when it is standardised.
     """
-    scale = np.float32(hog.max(initial=0.0))
+    scale = np.float32(histograms.max(initial=0.0))
     if scale <= 0:
-        return np.zeros(hog.shape, dtype=np.uint8), np.float32(0)
-    return np.rint(np.sqrt(hog / scale) * _HOG_LEVELS).astype(np.uint8), scale
+        return np.zeros(histograms.shape, dtype=np.uint8), np.float32(0)
+    return np.rint(np.sqrt(histograms / scale) * _HISTOGRAM_LEVELS).astype(np.uint8), scale
 
 
-def decode_hog(codes: NDArray[np.uint8], scale: float) -> NDArray[np.float32]:
-    """The inverse of `encode_hog`, float32 (N, L, B), in the histograms' own unit."""
-    return np.square(codes.astype(np.float32) / _HOG_LEVELS) * np.float32(scale)
+def decode_histograms(codes: NDArray[np.uint8], scale: float) -> NDArray[np.float32]:
+    """The inverse of `encode_histograms`, float32 of the codes' shape, in the histograms' own unit."""
+    return np.square(codes.astype(np.float32) / _HISTOGRAM_LEVELS) * np.float32(scale)

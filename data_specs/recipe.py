@@ -6,6 +6,7 @@ begun with.
 """
 
 import dataclasses
+import math
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,9 @@ import yaml
 
 Flow = Literal["tvl1", "dis"]
 CameraFeature = Literal["surf", "sift", "orb", "corners"]
+Descriptor = Literal["flow", "hof", "mbh"]
+
+_TUPLES = ("camera_features", "descriptors")  # JSON has lists
 
 
 class RecipeError(ValueError):
@@ -57,6 +61,15 @@ class Recipe:
     hog_channels: Literal[1, 3] = 1
     """1: the strongest of the three colour channels at each pixel; 3: one histogram for each channel."""
 
+    descriptors: tuple[Descriptor, ...] = ()
+    """Descriptors to store of the flow from a row's first frame to that of its next position, for each cell of the
+    grid: the short-term baselines of MME's table 5. `flow`: its mean; `hof`: histogram of its orientations (9 bins);
+    `mbh`: motion boundary histograms of its x and y components (2 x 8 bins). The camera's motion is out of them where
+    it was removed. Without interpolation the paper measures over the clip's stride: frame_step 4."""
+    hof_still_px: float = 0.4
+    """`hof` counts pixels that move by less than this from one position to the next in a bin of their own, the ninth
+    (0.4 in Wang & Schmid's released code)."""
+
     def __post_init__(self) -> None:
         problems = [
             f"{field} is {value}, must be {least} or more"
@@ -77,6 +90,10 @@ class Recipe:
             problems.append("camera_features is empty: name at least one of surf, sift, orb, corners")
         if len(set(self.camera_features)) != len(self.camera_features):
             problems.append(f"camera_features names a feature twice: {', '.join(self.camera_features)}")
+        if len(set(self.descriptors)) != len(self.descriptors):
+            problems.append(f"descriptors names one twice: {', '.join(self.descriptors)}")
+        if not 0 <= self.hof_still_px < math.inf:
+            problems.append(f"hof_still_px is {self.hof_still_px}, must be 0 or more")
         if not self.remove_camera and self.positions_in == "stabilised":
             problems.append("positions_in is stabilised, which needs remove_camera: true")
         if problems:
@@ -93,7 +110,8 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain JSON values, as they stand in store.json."""
-        return {**dataclasses.asdict(self), "camera_features": list(self.camera_features)}
+        lists = {name: list(getattr(self, name)) for name in _TUPLES}
+        return {**dataclasses.asdict(self), **lists}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any], where: str) -> "Recipe":
@@ -102,7 +120,7 @@ class Recipe:
         parser.add_class_arguments(cls)
         try:
             checked: dict[str, Any] = vars(parser.parse_object(fields))
-            return cls(**{**checked, "camera_features": tuple(checked["camera_features"])})
+            return cls(**{**checked, **{name: tuple(checked[name]) for name in _TUPLES}})
         except (jsonargparse.ArgumentError, RecipeError, TypeError) as error:
             raise RecipeError(f"{where}: {error}") from error
 

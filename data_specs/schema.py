@@ -13,6 +13,8 @@ VERSION = 1
 UNIT_PX = 1 / 64
 """Displacements are integers in this unit."""
 HOG_BINS = 9
+FLOW_BINS = 8
+"""Orientations of HOF and MBH; HOF has one bin more, for pixels that are still."""
 
 Axis = Literal["video", "video_offset", "start", "start_offset", "point"]
 
@@ -90,6 +92,19 @@ def array_specs(recipe: Recipe) -> dict[str, ArraySpec]:
             ArraySpec("start/hog_scale", "float32", "start", float("nan")),
             ArraySpec("hog", "uint8", "point", 255, (length, bins), ("step", "bin"), (("coding", "sqrt"),)),
         ]
+    if recipe.descriptors:
+        specs.append(ArraySpec("cell_measured", "uint8", "point", 255))
+    if "flow" in recipe.descriptors:
+        specs.append(ArraySpec("flow", "int16", "point", -32768, (2,), ("xy",), (("unit_px", UNIT_PX),)))
+    for name, inner, inner_names in [
+        ("hof", (FLOW_BINS + 1,), ("bin",)),
+        ("mbh", (2, FLOW_BINS), ("component", "bin")),
+    ]:
+        if name in recipe.descriptors:
+            specs += [
+                ArraySpec(f"start/{name}_scale", "float32", "start", float("nan")),
+                ArraySpec(name, "uint8", "point", 255, inner, inner_names, (("coding", "sqrt"),)),
+            ]
     return {spec.name: spec for spec in specs}
 
 
@@ -101,5 +116,11 @@ STREAMED = (
     "displacement",
     "valid",
     "hog",
+    "cell_measured",
+    "flow",
+    "start/hof_scale",
+    "hof",
+    "start/mbh_scale",
+    "mbh",
 )
 """The arrays that a video's extraction fills row by row; the rest follows from its `VideoMeta`."""

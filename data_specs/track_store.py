@@ -16,7 +16,7 @@ import zarr
 import zarr.errors
 from numpy.typing import NDArray
 
-from data_specs.encoding import decode_hog, decode_positions
+from data_specs.encoding import decode_flow, decode_histograms, decode_positions
 from data_specs.geometry import compensated_displacements, grid_points
 from data_specs.recipe import Recipe, RecipeError
 from data_specs.schema import FORMAT, VERSION, VideoMeta
@@ -86,6 +86,9 @@ class TrackRow:
     `valid`: bool (N, L + 1).
     `homographies`: float64 (L, 3, 3), G of each step; `estimated`: bool (L,), whether it was measured.
     `hog`: float32 (N, L, 9 C), or None where the store has none.
+    `cell_measured`: bool (N,), `flow`: float32 (N, 2) in pixels, `hof`: float32 (N, 9), `mbh`: float32 (N, 2, 8):
+    descriptors of the flow across the first step in each point's cell; None where the store has none. Where
+    `cell_measured` is false they have no meaning.
     """
 
     frame: int
@@ -95,6 +98,10 @@ class TrackRow:
     estimated: NDArray[np.bool_]
     positions_in: str
     hog: NDArray[np.float32] | None
+    cell_measured: NDArray[np.bool_] | None = None
+    flow: NDArray[np.float32] | None = None
+    hof: NDArray[np.float32] | None = None
+    mbh: NDArray[np.float32] | None = None
 
     @property
     def displacements(self) -> NDArray[np.float64]:
@@ -194,16 +201,15 @@ class TrackShard:
         """Numbers of the start rows of video `video` of this shard."""
         return range(int(self.first_start[video]), int(self.first_start[video + 1]))
 
-    def read_row(self, video: int, row: int, *, hog: bool = True) -> TrackRow:
-        """Read start row `row` (of the shard) of video `video` (of the shard), with its HOG or without."""
+    def read_row(self, video: int, row: int, *, hog: bool = True, descriptors: bool = True) -> TrackRow:
+        """Read start row `row` (of the shard) of video `video` (of the shard), with or without HOG and descriptors."""
         if row not in self.rows(video):
             raise IndexError(f"start row {row} is not video {video}'s: it has {self.rows(video)}")
         first, last = int(self.first_point[row]), int(self.first_point[row + 1])
         grid = grid_points(self.metas[video].frame_size, self.recipe.grid_stride)
         histograms = None
         if self.recipe.hog and hog:
-            scale = float(self.read("start/hog_scale", row, row + 1)[0])
-            histograms = decode_hog(self.read("hog", first, last), scale)
+            histograms = self._histograms("hog", row)
         return TrackRow(
             frame=int(self.read("start/frame", row, row + 1)[0]),
             positions=decode_positions(self.read("displacement", first, last), grid),
@@ -212,7 +218,24 @@ class TrackShard:
             estimated=self.read("camera/estimated", row, row + 1)[0] == 1,
             positions_in=self.recipe.positions_in,
             hog=histograms,
+            **(self._descriptors(row) if descriptors else {}),
         )
+
+    def _histograms(self, name: str, row: int) -> NDArray[np.float32]:
+        scale = float(self.read(f"start/{name}_scale", row, row + 1)[0])
+        codes = self.read(name, int(self.first_point[row]), int(self.first_point[row + 1]))
+        return decode_histograms(codes, scale)
+
+    def _descriptors(self, row: int) -> dict[str, Any]:
+        """The descriptors of the recipe, as fields of `TrackRow`."""
+        kinds = self.recipe.descriptors
+        if not kinds:
+            return {}
+        first, last = int(self.first_point[row]), int(self.first_point[row + 1])
+        found: dict[str, Any] = {"cell_measured": self.read("cell_measured", first, last) == 1}
+        if "flow" in kinds:
+            found["flow"] = decode_flow(self.read("flow", first, last))
+        return found | {name: self._histograms(name, row) for name in ("hof", "mbh") if name in kinds}
 
 
 class TrackStore:

@@ -202,6 +202,7 @@ class _ShardCheck:
             yield f"{where}: start at frames {data['start/frame'].tolist()}, must be {starts}"
         yield from self._check_camera(data, where)
         yield from self._check_tracks(data, meta.frame_size, where)
+        yield from self._check_descriptors(data, where)
 
     def _check_camera(self, data: dict[str, NDArray[Any]], where: str) -> Iterator[str]:
         estimated, homography = data["camera/estimated"], data["camera/homography"]
@@ -237,6 +238,18 @@ class _ShardCheck:
         if (~inside & (valid == 1)).any():
             point, k = np.argwhere(~inside & (valid == 1))[0]
             yield f"{where}: point {point} is valid at step {k} at {positions[point, k].tolist()}, outside the frame"
+
+    def _check_descriptors(self, data: dict[str, NDArray[Any]], where: str) -> Iterator[str]:
+        if "cell_measured" not in data:
+            return
+        measured = data["cell_measured"]
+        if (measured > 1).any():
+            yield f"{where}: cell_measured holds {measured.max()}, must be 0 or 1"
+        for name in self.recipe.descriptors:
+            if data[name][measured == 0].any():
+                yield f"{where}: {name} is not 0 where its cell is not measured"
+            if (scale := data.get(f"start/{name}_scale")) is not None and (scale < 0).any():
+                yield f"{where}: start/{name}_scale holds {scale.min()}, must be 0 or more"
 
 
 def _is_fill(values: NDArray[Any], spec: ArraySpec) -> NDArray[np.bool_]:

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from data_specs.encoding import encode_hog, encode_positions
+from data_specs.encoding import encode_flow, encode_histograms, encode_positions
 from data_specs.recipe import Recipe
 from data_specs.schema import HOG_BINS
 from data_specs.video import Frame
+from extraction.flow_descriptors import nothing_measured
 from extraction.hog import GradientMap, gradient_map, window_histograms
 from extraction.motion.flow_tracker import FlowTracker
 from extraction.motion.tracker import RowTracks, Tracker
@@ -60,8 +61,23 @@ def _encode(row: RowTracks, window: "_GradientWindow", recipe: Recipe, stage: St
         with stage("hog"):
             hog = window.histograms(row)
         with stage("encode"):
-            encoded["hog"], scale = encode_hog(hog)
+            encoded["hog"], scale = encode_histograms(hog)
         encoded["start/hog_scale"] = np.array([scale], dtype=np.float32)
+    if recipe.descriptors:
+        with stage("encode"):
+            encoded |= _encode_descriptors(row, recipe)
+    return encoded
+
+
+def _encode_descriptors(row: RowTracks, recipe: Recipe) -> EncodedRow:
+    found = row.descriptors or nothing_measured(len(row.positions), recipe.descriptors)
+    encoded: EncodedRow = {"cell_measured": found.measured.astype(np.uint8)}
+    if found.flow is not None:
+        encoded["flow"] = encode_flow(found.flow)
+    for name, histograms in [("hof", found.hof), ("mbh", found.mbh)]:
+        if histograms is not None:
+            encoded[name], scale = encode_histograms(histograms)
+            encoded[f"start/{name}_scale"] = np.array([scale], dtype=np.float32)
     return encoded
 
 

@@ -3,7 +3,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_specs.encoding import MAX_STEP_PX, decode_hog, decode_positions, encode_hog, encode_positions
+from data_specs.encoding import (
+    MAX_STEP_PX,
+    decode_flow,
+    decode_histograms,
+    decode_positions,
+    encode_flow,
+    encode_histograms,
+    encode_positions,
+)
 from data_specs.schema import UNIT_PX
 
 
@@ -39,8 +47,8 @@ def test_steps_of_both_signs_up_to_the_limit_fit_and_longer_ones_are_refused():
 def test_histograms_keep_small_bins_better_than_linear_codes():
     rng = np.random.default_rng(0)
     hog = (rng.random((11, 6, 9)) ** 4 * 3000).astype(np.float32)
-    codes, scale = encode_hog(hog)
-    decoded = decode_hog(codes, float(scale))
+    codes, scale = encode_histograms(hog)
+    decoded = decode_histograms(codes, float(scale))
     assert scale == hog.max()
     assert codes.max() == 254, "255 is the fill value"
     # half a level of the square root: |error| <= sqrt(value * scale) / 254 and a little
@@ -50,7 +58,17 @@ def test_histograms_keep_small_bins_better_than_linear_codes():
     assert np.abs(decoded - hog)[small].mean() < 0.5 * np.abs(linear - hog)[small].mean()
 
 
+def test_flow_is_half_a_unit_off_at_most_and_too_long_a_flow_is_refused():
+    flow = np.array([[0.3, -7.1], [MAX_STEP_PX, -MAX_STEP_PX]])
+    codes = encode_flow(flow)
+    assert codes.dtype == np.int16
+    assert np.abs(decode_flow(codes) - flow).max() <= UNIT_PX / 2
+    for value in (512.1, np.nan):
+        with pytest.raises(ValueError, match="the longest that fits"):
+            encode_flow(np.array([[0.0, value]]))
+
+
 def test_an_empty_histogram_decodes_to_zeros():
-    codes, scale = encode_hog(np.zeros((3, 6, 9), np.float32))
+    codes, scale = encode_histograms(np.zeros((3, 6, 9), np.float32))
     assert scale == 0
-    assert not decode_hog(codes, float(scale)).any()
+    assert not decode_histograms(codes, float(scale)).any()

@@ -1,8 +1,9 @@
+import json
 import re
 
 import pytest
 
-from data_specs.recipe import RecipeError, load_recipe, recipe_names
+from data_specs.recipe import Recipe, RecipeError, load_recipe, recipe_names
 
 
 def test_the_shipped_recipes():
@@ -16,11 +17,15 @@ def test_the_shipped_recipes():
 
 def test_a_recipe_file_changes_some_fields_of_another(tmp_path):
     file = tmp_path / "long.yaml"
-    file.write_text("extends: mme\nname: long\nlength: 10\ncamera_features: [orb]\nhog_channels: 3\n")
+    file.write_text(
+        "extends: mme\nname: long\nlength: 10\ncamera_features: [orb]\nhog_channels: 3\ndescriptors: [mbh]\n"
+    )
     recipe = load_recipe(str(file))
     assert (recipe.name, recipe.length, recipe.positions_in) == ("long", 10, "stabilised")
     assert recipe.camera_features == ("orb",)
     assert recipe.hog_channels == 3
+    assert recipe.descriptors == ("mbh",)
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json())), "a store") == recipe
 
 
 @pytest.mark.parametrize(
@@ -32,6 +37,9 @@ def test_a_recipe_file_changes_some_fields_of_another(tmp_path):
         ("extends: mme\nflow: raft\n", "flow"),
         ("extends: mme\ncamera_features: [surf, brisk]\n", "camera_features"),
         ("extends: mme\ncamera_features: [orb, orb]\n", "names a feature twice"),
+        ("extends: mme\ndescriptors: [hof, hog]\n", "descriptors"),
+        ("extends: mme\ndescriptors: [hof, hof]\n", "descriptors names one twice: hof, hof"),
+        ("extends: mme\nhof_still_px: -1\n", "hof_still_px is -1"),
         ("extends: mme\nremove_camera: false\n", "positions_in is stabilised, which needs remove_camera"),
         ("extends: nothing\n", "shipped are mme, mme-object"),
         ("extends: mme\nhog_channels: 2\n", "hog_channels"),

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -16,19 +17,23 @@ from data_specs.track_store import StoreError, TrackStore
 from data_specs.validate import validate_store
 from data_specs.video import Video
 from extraction.cli import main
+from extraction.flow_descriptors import describe_flow
 from extraction.hog import gradient_map, window_histograms
+from extraction.motion.flow_tracker import FlowTracker, TrackedFrame
 
 
 @pytest.fixture(scope="module")
 def good_store(clips, tmp_path_factory):
-    """Two shards of small clips of several sizes, with a video that failed."""
+    """Two shards of small clips of several sizes, with a video that failed, and every array that there is."""
     store = tmp_path_factory.mktemp("store") / "s"
     names = (clips / "list.txt").read_text()
     listing = store.parent / "list.txt"
     listing.write_text(names + "missing.avi\n")
+    recipe = store.parent / "everything.yaml"
+    recipe.write_text("extends: mme-object\nname: everything\ndescriptors: [flow, hof, mbh]\n")
     status = main(
         ["--dataset", str(listing), "--root", str(clips), "--shards", "2", "--out", str(store), "--flow", "dis",
-         "--executor", "local"]
+         "--recipe", str(recipe), "--executor", "local"]
     )  # fmt: skip
     assert status == 1
     return store
@@ -74,7 +79,7 @@ def test_every_array_is_as_the_spec_says(good_store):
     for _, shard in store.shards():
         sizes = {
             "V": shard.num_videos, "S": shard.num_starts, "P": shard.num_points, "L": 6, "9·C": 9,
-            "V + 1": shard.num_videos + 1, "S + 1": shard.num_starts + 1, "L + 1": 7, "2": 2, "3": 3,
+            "V + 1": shard.num_videos + 1, "S + 1": shard.num_starts + 1, "L + 1": 7, "2": 2, "3": 3, "8": 8, "9": 9,
         }  # fmt: skip
         for name, (dtype, shape) in table.items():
             array = shard.array(name)
@@ -110,6 +115,36 @@ def test_rows_and_points_are_where_the_offsets_say(good_store, clips):
                 scale = row.hog.max()
                 assert np.abs(row.hog[:, 2] - expected).max() < 0.01 * scale + np.sqrt(expected.max() * scale) / 254
     assert len(sizes) == 4
+
+
+def test_descriptors_are_those_of_the_flow_between_the_row_s_first_two_frames(good_store, clips):
+    """Written, read back, and held against the same flow, measured again: values, units, the row's own scale."""
+    store = TrackStore(good_store)
+    shard, video = store.find("b.avi")
+    frames = [TrackedFrame(frame) for frame in Video(clips / "sub folder/b.avi", 256)]
+    recipe = shard.recipe
+    for number in shard.rows(video):
+        row = shard.read_row(video, number)
+        motion = FlowTracker(recipe, lambda _: nullcontext()).pair_motion(frames[row.frame], frames[row.frame + 1])
+        expected = describe_flow(motion.flow, motion.measured, 8, recipe.descriptors, recipe.hof_still_px)
+        np.testing.assert_array_equal(row.cell_measured, expected.measured)
+        assert 0.3 < expected.measured.mean() < 1
+        assert row.hof.shape == (8 * 11, 9)
+        np.testing.assert_allclose(row.flow, expected.flow, atol=1 / 128)
+        for ours, theirs in [(row.hof, expected.hof), (row.mbh, expected.mbh)]:
+            # half a level of the square root: |error| <= sqrt(value * scale) / 254 and a little
+            scale = theirs.max()
+            assert (np.abs(ours - theirs) <= np.sqrt(theirs * scale) / 254 + scale / 254**2).all()
+            assert scale > 1
+    without = shard.read_row(video, shard.rows(video)[0], descriptors=False)
+    assert without.flow is without.hof is without.mbh is without.cell_measured is None
+
+
+def test_a_descriptor_of_a_cell_that_was_not_measured_is_a_problem(store):
+    rewrite(store, 0, "cell_measured", lambda measured: measured.__setitem__(slice(None), 0))
+    problems = "\n".join(validate_store(store))
+    for name in ("flow", "hof", "mbh"):
+        assert f"{name} is not 0 where its cell is not measured" in problems
 
 
 def test_a_chunk_is_one_start_row_where_sizes_agree(clips, tmp_path):
@@ -176,6 +211,10 @@ def test_the_validator_reports_every_problem_with_its_place(store):
         ("displacement", -32768, r"displacement\[7\]: holds the fill value"),
         ("valid", 255, r"valid\[7\]: holds the fill value"),
         ("hog", 255, r"hog\[7\]: holds the fill value"),
+        ("flow", -32768, r"flow\[7\]: holds the fill value"),
+        ("mbh", 255, r"mbh\[7\]: holds the fill value"),
+        ("cell_measured", 2, "cell_measured holds 2, must be 0 or 1"),
+        ("start/hof_scale", -1, r"start/hof_scale holds -1\.0, must be 0 or more"),
         ("valid", 3, "valid holds 3, must be 0 or 1"),
     ],
 )
@@ -184,7 +223,9 @@ def test_values_that_cannot_occur_are_reported(store, name, value, problem):
     assert re.search(problem, "\n".join(validate_store(store)))
 
 
-@pytest.mark.parametrize("name", ["displacement", "valid", "hog", "camera/homography", "start/frame", "video/fps"])
+@pytest.mark.parametrize(
+    "name", ["displacement", "valid", "hog", "hof", "camera/homography", "start/frame", "video/fps"]
+)
 def test_a_missing_file_is_not_taken_for_zeros(store, name):
     files = [f for f in (store / "shards" / "00001.zarr" / name / "c").rglob("*") if f.is_file()]
     assert len(files) == 1
@@ -193,7 +234,7 @@ def test_a_missing_file_is_not_taken_for_zeros(store, name):
     assert any("holds the fill value: it was not written" in p and name in p for p in problems), problems
 
 
-@pytest.mark.parametrize("name", ["displacement", "valid", "hog", "camera/homography", "start/first_point"])
+@pytest.mark.parametrize("name", ["displacement", "valid", "hog", "mbh", "camera/homography", "start/first_point"])
 def test_a_flipped_bit_is_found(store, name):
     (file,) = [f for f in (store / "shards" / "00000.zarr" / name / "c").rglob("*") if f.is_file()]
     data = bytearray(file.read_bytes())

@@ -24,6 +24,7 @@ from extraction.camera import (
     estimate_camera,
     match_features,
 )
+from extraction.flow_descriptors import FlowDescriptors, describe_flow
 from extraction.motion.dense_flow import FlowField, Gray, make_flow, median_filter
 from extraction.motion.tracker import RowTracks
 from extraction.stages import Stage
@@ -67,6 +68,7 @@ class _Row:
     homographies: NDArray[np.float64]
     estimated: NDArray[np.bool_]
     steps_done: int = 0
+    descriptors: FlowDescriptors | None = None
 
 
 class FlowTracker:
@@ -103,7 +105,9 @@ class FlowTracker:
         done = []
         while self._rows and self._rows[0].steps_done == recipe.length:
             row = self._rows.popleft()
-            done.append(RowTracks(row.start, row.positions, row.valid, row.homographies, row.estimated))
+            done.append(
+                RowTracks(row.start, row.positions, row.valid, row.homographies, row.estimated, row.descriptors)
+            )
         return done
 
     def finish(self) -> list[RowTracks]:
@@ -162,9 +166,18 @@ class FlowTracker:
             own = slice(number * count, (number + 1) * count)
             row.homographies[row.steps_done] = motion.camera.homography
             row.estimated[row.steps_done] = motion.camera.estimated
+            if row.steps_done == 0 and self._recipe.descriptors:
+                row.descriptors = self._describe(motion)
             row.steps_done += 1
             row.positions[:, row.steps_done] = points[own]
             row.valid[:, row.steps_done] = alive[own]
+
+    def _describe(self, motion: PairMotion) -> FlowDescriptors:
+        recipe = self._recipe
+        with self._stage("descriptors"):
+            return describe_flow(
+                motion.flow, motion.measured, recipe.grid_stride, recipe.descriptors, recipe.hof_still_px
+            )
 
 
 def rectify(gray: Gray, homography: NDArray[np.float64]) -> tuple[Gray, NDArray[np.bool_]]:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_specs.video import Frame
+from extraction.flow_descriptors import FlowDescriptors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +19,7 @@ class RowTracks:
     `valid`: bool (N, L + 1), where the point is inside the frame and measured.
     `homographies`: float64 (L, 3, 3), the camera's G of each step: a still point at x in the frame of step k is at
     G x in the frame of step k + 1. `estimated`: bool (L,), false where G is the identity for want of an estimate.
+    `descriptors`: those of the flow across the first step, where the recipe asks for them; None where there is no flow.
     """
 
     start: int
@@ -25,6 +27,7 @@ class RowTracks:
     valid: NDArray[np.bool_]
     homographies: NDArray[np.float64]
     estimated: NDArray[np.bool_]
+    descriptors: FlowDescriptors | None = None
 
 
 class Tracker(Protocol):
