@@ -14,7 +14,7 @@ from typing import Any, Literal
 import jsonargparse
 import yaml
 
-Flow = Literal["tvl1", "dis"]
+Flow = Literal["tvl1", "tvl1-fast", "tvl1-pyramid", "tvl1-opencv", "dis"]
 CameraFeature = Literal["surf", "sift", "orb", "corners"]
 Descriptor = Literal["flow", "hof", "mbh"]
 
@@ -42,7 +42,9 @@ class Recipe:
     short_side: int = 256
     """Videos are tracked at this short side; smaller ones are left as they are."""
     flow: Flow = "tvl1"
-    """Dense flow: OpenCV's dual TV-L1, or DIS (preset medium), about a hundred times as fast."""
+    """Dense flow, compared in docs/methods.md: `tvl1`, TV-L1 from a first pass by DIS; `tvl1-fast`, with fewer
+    iterations; `tvl1-pyramid`, from a first pass by TV-L1 at half the resolution, the one that runs on a GPU;
+    `tvl1-opencv`, OpenCV's twice, for comparison; `dis`, DIS alone (preset medium)."""
     positions_in: Literal["image", "stabilised"] = "image"
     """`image`: a point follows its object through the video's own frames, and the camera's part is recorded beside
     it. `stabilised`: a point moves by the camera-free residual flow alone, as MME publishes it."""

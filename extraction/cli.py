@@ -10,7 +10,7 @@ from typing import Literal
 import jsonargparse
 
 from data_specs.dataset import DatasetError, VideoList, dataset_names, load_videos
-from data_specs.recipe import Recipe, RecipeError, load_recipe, recipe_names
+from data_specs.recipe import Flow, Recipe, RecipeError, load_recipe, recipe_names
 from data_specs.track_store import StoreError, StoreInfo
 from extraction.commit import ShardFolder, begin_store, check_store
 from extraction.plan import ShardPlan, estimate, parse_shards, plan_shards, store_info
@@ -57,8 +57,8 @@ def build_parser() -> jsonargparse.ArgumentParser:
     )  # fmt: skip
     add(
         "--flow",
-        type=Literal["tvl1", "dis"] | None,
-        help="optical flow in place of the recipe's; dis is the fast one",
+        type=Flow | None,
+        help="optical flow in place of the recipe's; docs/methods.md compares them",
     )
     add(
         "--start-stride",

@@ -11,7 +11,8 @@ from published import integrate
 from data_specs.geometry import apply_homography, compensated_displacements, grid_points, inside_frame
 from data_specs.recipe import load_recipe
 from data_specs.scene import Scene, Texture, moving, random_scene
-from extraction.motion.flow_tracker import FlowTracker, TrackedFrame, rectify
+from extraction.motion.flow_tracker import FlowTracker, TrackedFrame
+from extraction.motion.rectification import rectify
 
 SPEEDS = [0.7, 2.0]
 
@@ -51,7 +52,7 @@ def errors(flow, speed, seeds=3):
 
 
 @pytest.mark.parametrize("speed", SPEEDS)
-@pytest.mark.parametrize("flow", ["tvl1", "dis"])
+@pytest.mark.parametrize("flow", ["tvl1", "tvl1-fast", "tvl1-pyramid", "tvl1-opencv", "dis"])
 def test_trajectories_end_where_their_surface_is(flow, speed, record_property):
     """Mean end-point error of 0.6 px or less at up to 2 px per frame; the published integration is far off."""
     ours, theirs, camera = errors(flow, speed)

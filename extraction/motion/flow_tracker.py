@@ -25,7 +25,8 @@ from extraction.camera import (
     match_features,
 )
 from extraction.flow_descriptors import FlowDescriptors, describe_flow
-from extraction.motion.dense_flow import FlowField, Gray, make_flow, median_filter
+from extraction.motion.dense_flow import FlowField, make_flow, median_filter
+from extraction.motion.rectification import expected_residual, rectify
 from extraction.motion.tracker import RowTracks
 from extraction.stages import Stage
 from extraction.trajectories import advance
@@ -120,16 +121,18 @@ class FlowTracker:
         frame_size = (a.gray.shape[0], a.gray.shape[1])
         gray_a, gray_b = a.gray.astype(np.float32), b.gray.astype(np.float32)
         with self._stage("flow"):
-            flow = first_flow = self._flow(gray_a, gray_b)
+            first_flow = self._flow.first(gray_a, gray_b)
         camera = CameraMotion(np.eye(3), estimated=False)
         if self._recipe.remove_camera:
-            camera = self._camera(a, b, flow)
+            camera = self._camera(a, b, first_flow)
         measured = np.ones(frame_size, dtype=np.bool_)
+        expected = first_flow
         if camera.estimated:
             with self._stage("warp"):
-                rectified, measured = rectify(gray_b, camera.homography)
-            with self._stage("flow"):
-                flow = self._flow(gray_a, rectified)
+                gray_b, measured = rectify(gray_b, camera.homography)
+                expected = expected_residual(first_flow, camera.homography)
+        with self._stage("flow"):
+            flow = self._flow.second(gray_a, gray_b, expected, rectified=camera.estimated)
         with self._stage("median"):
             return PairMotion(median_filter(flow), measured, camera, first_flow)
 
@@ -178,19 +181,3 @@ class FlowTracker:
             return describe_flow(
                 motion.flow, motion.measured, recipe.grid_stride, recipe.descriptors, recipe.hof_still_px
             )
-
-
-def rectify(gray: Gray, homography: NDArray[np.float64]) -> tuple[Gray, NDArray[np.bool_]]:
-    """b~(x) = b(G x) and where it is a measurement: float32 (H, W) and bool (H, W).
-
-    Where G x lies outside b there is nothing to measure: those pixels, and their neighbours that the median filter
-    mixes with them, are not measured. They repeat b's border, never a pixel of a.
-    """
-    height, width = gray.shape
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    warped = cv2.warpPerspective(gray, homography, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    y, x = np.arange(height)[:, None], np.arange(width)
-    u, v, w = (row[0] * x + (row[1] * y + row[2]) for row in homography)
-    inside = (u >= 0) & (u <= (width - 1) * w) & (v >= 0) & (v <= (height - 1) * w)  # w > 0: it is plausible
-    measured = cv2.erode(inside.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=1)
-    return np.asarray(warped, dtype=np.float32), np.asarray(measured, dtype=np.bool_)

@@ -3,7 +3,8 @@
 Minimises over the flow u the sum of lambda |b(x + u) - a(x)| and the total variation of each component, coarse to
 fine: at each scale b is warped by the flow so far, the difference is linearised, and alternating thresholding and dual
 steps follow. With OpenCV's parameters (`OPENCV`) it gives OpenCV's `DualTVL1OpticalFlow`, in a small part of its time;
-`FAST` and `QUALITY` are better and faster, and are what the recipes use.
+`FAST` and `QUALITY` begin near the solution and are better and faster; `HALF` begins with nothing, on half-size
+images, where breaking at edges would let flat regions drift.
 """
 
 import dataclasses
@@ -68,6 +69,7 @@ FAST = TVL1Options(
     gradient="mean",
 )  # fmt: skip
 QUALITY = dataclasses.replace(FAST, warps=5, iterations=50)
+HALF = dataclasses.replace(FAST, scales=5, warps=5, median=5, edge=0)
 
 
 class _Scale:
@@ -121,7 +123,7 @@ class TVL1:
         if initial is None:
             flow = np.zeros((*coarsest, 2), np.float32)
         else:
-            flow = _resize_flow(initial, coarsest, cv2.INTER_AREA)
+            flow = resize_flow(initial, coarsest, cv2.INTER_AREA)
         for image_a, image_b in reversed(pyramid):
             if flow.shape[:2] != image_a.shape:
                 flow = self._refined(flow, _size(image_a))
@@ -143,7 +145,7 @@ class TVL1:
 
     def _refined(self, flow: FlowField, size: tuple[int, int]) -> FlowField:
         if self.options.scale_step == 0.5:
-            return _resize_flow(flow, size, cv2.INTER_LINEAR)
+            return resize_flow(flow, size, cv2.INTER_LINEAR)
         finer = cv2.resize(flow, size[::-1], interpolation=cv2.INTER_LINEAR)
         return np.asarray(finer * np.float32(1 / self.options.scale_step))
 
@@ -192,7 +194,7 @@ def _size(image: Gray) -> tuple[int, int]:
     return image.shape[0], image.shape[1]
 
 
-def _resize_flow(flow: FlowField, size: tuple[int, int], interpolation: int) -> FlowField:
+def resize_flow(flow: FlowField, size: tuple[int, int], interpolation: int) -> FlowField:
     """The flow at another size, in pixels of that size."""
     height, width = flow.shape[:2]
     resized = cv2.resize(flow, size[::-1], interpolation=interpolation)
