@@ -4,6 +4,7 @@ Images are grey, float32 (height, width) within 0 ... 255; a flow is float32 (he
 first is at x + flow[y, x, 0], y + flow[y, x, 1] in the second. Nothing is rounded or clipped.
 """
 
+import functools
 from typing import Protocol
 
 import cv2
@@ -114,14 +115,20 @@ def still_where_it_explains(a: Gray, b: Gray, flow: FlowField) -> FlowField:
     Compared are the mean differences of grey levels, each cut at 40, over 7 x 7 pixels. A coarse flow spills over the
     rim of what moves; what it spills onto is, once the camera is removed, mostly still.
     """
-    height, width = a.shape
-    y, x = np.mgrid[:height, :width].astype(np.float32)
+    x, y = _pixels((a.shape[0], a.shape[1]))
     moved = cv2.remap(b, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     still, moving = (
         cv2.blur(np.minimum(cv2.absdiff(a, other), _MISMATCH), (_COMPARED_WINDOW, _COMPARED_WINDOW))
         for other in (b, moved)
     )
     return np.where((still <= moving)[..., None], np.float32(0), flow)
+
+
+@functools.lru_cache(maxsize=4)
+def _pixels(size: tuple[int, int]) -> tuple[Gray, Gray]:
+    """Each pixel's x and y, (height, width)."""
+    y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
+    return x, y
 
 
 def median_filter(flow: FlowField) -> FlowField:

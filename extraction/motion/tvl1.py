@@ -151,7 +151,9 @@ class TVL1:
 
     def _solve_scale(self, a: Gray, b: Gray, initial: FlowField) -> FlowField:
         options, size = self.options, _size(a)
-        scale = self._scales.setdefault(size, _Scale(size))
+        if size not in self._scales:
+            self._scales[size] = _Scale(size)
+        scale = self._scales[size]
         for plane in scale.dual:
             plane[:] = 0
         scale.image(scale.a)[:] = a
