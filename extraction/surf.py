@@ -26,7 +26,7 @@ _SIGMA_PER_SIDE = 1.2 / 9
 # Balances Dxy's box filter against those of Dxx and Dyy (eq. 3).
 _DXY_WEIGHT = np.float32(0.9**2)
 # Square grey levels: far below what a blob of one grey level gives; keeps points out of rounding in flat areas.
-_LEAST_RESPONSE = 1.0
+_LEAST_RESPONSE = np.float32(1.0)
 # Samples of a descriptor along a side, at a spacing of sigma, and subregions (section 4.2); weights of sigma 3.3 sigma.
 _SAMPLES, _SUBREGIONS = 20, 4
 _WEIGHT_SIGMA = 3.3
@@ -40,7 +40,7 @@ def surf(
     """The strongest points of a grey frame uint8 (height, width), strongest first, and their descriptors.
 
     Returns points (N, 2) as x, y in pixels, their sigma (N,) in pixels, and descriptors (N, 64) of unit length, all
-    float32, N <= max_points. A frame with a side below 27 has none: the filters do not fit.
+    float32, N <= max_points. A frame with a side below 23 has none: the filters do not fit.
     """
     integral = cv2.integral(gray)
     found = refined_maxima(hessian_responses(integral))
@@ -85,15 +85,15 @@ def _box_hessian(integral: NDArray[np.int32], side: int, response: NDArray[np.fl
         a, b, c, d = integral[y - lobe], integral[y], integral[y + 1], integral[y + lobe + 1]
         for x in range(width + 1):
             xy[x] = b[x] - a[x] - d[x] + c[x]
-        xx_left, xx_mid_left = xx[: inner + 0], xx[half - mid :]
+        xx_left, xx_mid_left = xx, xx[half - mid :]
         xx_mid_right, xx_right = xx[half + mid + 1 :], xx[2 * half + 1 :]
         yy_left, yy_right = yy[half - lobe + 1 :], yy[half + lobe :]
         xy_a, xy_b, xy_c, xy_d = xy[half - lobe :], xy[half:], xy[half + 1 :], xy[half + lobe + 1 :]
         out = response[y, half : half + inner]
         for x in range(inner):
-            dxx = area * np.float32(xx_right[x] - xx_left[x] - 3 * (xx_mid_right[x] - xx_mid_left[x]))
-            dyy = area * np.float32(yy_right[x] - yy_left[x])
-            dxy = area * np.float32(xy_b[x] - xy_a[x] - xy_d[x] + xy_c[x])
+            dxx = area * np.float32(np.int32(xx_right[x] - xx_left[x] - 3 * (xx_mid_right[x] - xx_mid_left[x])))
+            dyy = area * np.float32(np.int32(yy_right[x] - yy_left[x]))
+            dxy = area * np.float32(np.int32(xy_b[x] - xy_a[x] - xy_d[x] + xy_c[x]))
             out[x] = dxx * dyy - _DXY_WEIGHT * (dxy * dxy)
 
 
@@ -111,31 +111,38 @@ def _refined_maxima(
     responses: NDArray[np.float32], sizes: NDArray[np.int64], neighbours: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     _, height, width = responses.shape
-    found = np.empty((256, 4), dtype=np.float32)
+    # of two neighbours only one can be a maximum: at most one in each 2 x 2 block
+    found = np.empty((len(neighbours) * ((height + 1) // 2) * ((width + 1) // 2), 4), dtype=np.float32)
     count = 0
-    is_peak = np.zeros(width, dtype=np.uint8)
+    is_peak = np.empty(width, dtype=np.uint8)
     for triple in neighbours:
         below, level, above = responses[triple[0]], responses[triple[1]], responses[triple[2]]
         step = sizes[triple[2]] - sizes[triple[1]]
         border = sizes[triple[2]] // 2 + 1
+        inner = width - 2 * border
         for y in range(border, height - border):
-            row, up, down = level[y], level[y - 1], level[y + 1]
-            for x in range(border, width - border):
-                v = row[x]
-                peak = (v > _LEAST_RESPONSE) & (v > row[x - 1]) & (v >= row[x + 1]) & (v > up[x]) & (v >= down[x])
-                is_peak[x] = peak
-            for x in range(border, width - border):
-                if is_peak[x] and _is_maximum(below, level, above, y, x):
+            _sieve(level, y, border, is_peak)
+            for sieved in range(inner):
+                x = sieved + border
+                if is_peak[sieved] and _is_maximum(below, level, above, y, x):
                     ok, dx, dy, ds, value = _refine(below, level, above, y, x)
                     if ok:
-                        if count == len(found):
-                            found = np.concatenate((found, np.empty_like(found)))
                         found[count, 0] = x + dx
                         found[count, 1] = y + dy
                         found[count, 2] = (sizes[triple[1]] + ds * step) * _SIGMA_PER_SIDE
                         found[count, 3] = value
                         count += 1
-    return found[:count]
+    return found[:count].copy()
+
+
+@_fast
+def _sieve(level: NDArray[np.float32], y: int, border: int, is_peak: NDArray[np.uint8]) -> None:
+    """Row y's peaks among four neighbours: without a branch, and a function of its own, so that it is vectorised."""
+    row, left, right = level[y, border:], level[y, border - 1 :], level[y, border + 1 :]
+    up, down = level[y - 1, border:], level[y + 1, border:]
+    for x in range(level.shape[1] - 2 * border):
+        v = row[x]
+        is_peak[x] = (v > _LEAST_RESPONSE) & (v > left[x]) & (v >= right[x]) & (v > up[x]) & (v >= down[x])
 
 
 @_fast
@@ -211,21 +218,21 @@ def _describe(
         for i in range(_SAMPLES):
             # between pixels, where filters of an even side are centred; pixel x begins at x in the integral image
             at = points[n, 0] + np.float32(0.5) + scale * np.float32(i - 0.5 * (_SAMPLES - 1))
-            columns[i] = min(max(int(math.floor(at + np.float32(0.5))), h), width - h)
+            columns[i] = min(max(math.floor(at + np.float32(0.5)), h), width - h)
         out = descriptors[n]
         for j in range(_SAMPLES):
             at = points[n, 1] + np.float32(0.5) + scale * np.float32(j - 0.5 * (_SAMPLES - 1))
-            row = min(max(int(math.floor(at + np.float32(0.5))), h), height - h)
+            row = min(max(math.floor(at + np.float32(0.5)), h), height - h)
             top, middle, bottom = integral[row - h], integral[row], integral[row + h]
             for region in range(_SUBREGIONS):
                 sum_x = sum_y = sum_abs_x = sum_abs_y = np.float32(0)
                 for i in range(region * per_region, (region + 1) * per_region):
                     left, centre, right = columns[i] - h, columns[i], columns[i] + h
-                    all_ = bottom[right] - bottom[left] - top[right] + top[left]
+                    total = bottom[right] - bottom[left] - top[right] + top[left]
                     left_half = bottom[centre] - bottom[left] - top[centre] + top[left]
                     upper_half = middle[right] - middle[left] - top[right] + top[left]
-                    dx = weights[i] * np.float32(all_ - 2 * left_half)
-                    dy = weights[i] * np.float32(all_ - 2 * upper_half)
+                    dx = weights[i] * np.float32(np.int32(total - 2 * left_half))
+                    dy = weights[i] * np.float32(np.int32(total - 2 * upper_half))
                     sum_x += dx
                     sum_y += dy
                     sum_abs_x += abs(dx)
