@@ -107,8 +107,8 @@ def estimate_camera(
 def _ransac(threshold: float) -> cv2.UsacParams:
     """RANSAC of a fixed seed; a hypothesis is judged by how near its inliers are (MSAC, Torr & Zisserman 2000).
 
-    OpenCV's plain RANSAC counts inliers, which is slower and less exact. Local optimisation of the hypotheses costs time
-    and draws them towards slow objects.
+    OpenCV's plain RANSAC counts inliers, which is slower and less exact. Local optimisation of the hypotheses, which
+    USAC offers too, gained nothing.
     """
     parameters = cv2.UsacParams()
     parameters.threshold = threshold
