@@ -100,7 +100,7 @@ def _box_hessian(integral: NDArray[np.int32], side: int, response: NDArray[np.fl
 def refined_maxima(responses: NDArray[np.float32]) -> NDArray[np.float32]:
     """Maxima of the responses among their 26 neighbours in position and scale: float32 (M, 4), x, y, sigma, response.
 
-    Each is refined by quadratics through its neighbours' values, and dropped where they have no maximum within a sample.
+    Each is refined by quadratics through its neighbours' values, and dropped if they have no maximum within a sample.
     """
     return np.asarray(_refined_maxima(responses, _SIZES, _NEIGHBOURS))
 
