@@ -3,12 +3,12 @@
     python benchmarks/camera_accuracy.py --scenes 6
 
 Rendered scenes (`data_specs.scene`) of 256 x 340: a camera that pans, turns, zooms and tilts over three moving discs,
-noise. First table: minimum over many repeats, one thread, on the first scene; × is against mahotas; RANSAC's time is with
-the corners. Second table, by speed in px per frame: points of a frame; matched pairs whose first point is truly seen in
-the second frame, the share of them that is more than 2 px from the truth, and the median distance of the others; then
-the mean over the grid of |G^ x - G x| from matched points alone, with corners carried by the flow DIS, and from those
-corners alone: mean and, in brackets, largest over the scenes. mahotas, which nothing else uses, is installed with the
-project's `dev` packages.
+noise. First table: minimum over many repeats, one thread, on the first scene; × is against mahotas; RANSAC's pairs
+include the corners. Second table, by speed in px per frame: points of a frame; matched pairs whose first point is
+truly seen in the second frame, the share of them that is more than 2 px from the truth, and the median distance of
+the others; then the mean over the grid of |G^ x - G x| from matched points alone, with corners carried by the flow
+DIS, and from those corners alone: mean and, in brackets, largest over the scenes. mahotas, which nothing else uses, is
+installed with the project's `dev` packages.
 """
 
 import argparse

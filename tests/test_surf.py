@@ -99,7 +99,7 @@ def sigma_of_the_strongest_filter(blob_sigma):
 
 
 def test_sigma_is_proportional_to_the_blobs():
-    """A filter of nominal sigma s answers most to a blob of 1.4 s; three sizes show where its maximum is to some percent."""
+    """A filter of nominal sigma s answers most to a blob of 1.4 s; three sizes show its maximum to some percent."""
     sigmas = np.array([2.2, 2.6, 3.0, 3.7, 4.4, 5.2, 6.1, 7.0])
     found = [surf(as_bytes(blobs((120, 133), [(66.3, 58.8)], [s])), 1)[1][0] for s in sigmas]
     assert (np.diff(found) > 0).all()
