@@ -1,9 +1,9 @@
 """SURF: interest points and upright descriptors (Bay, Ess, Tuytelaars & Van Gool 2008, "Speeded-Up Robust Features").
 
 Points are the maxima, over position and scale, of the determinant of the Hessian, whose derivatives are box filters on
-an integral image (section 3). Every filter is computed at every pixel, in the second octave too: maxima are then
-refined to a few hundredths of a pixel. Box filters have odd sides
-and are centred on a pixel, so nothing is half a pixel off: (0, 0) is the centre of the top-left pixel.
+an integral image (section 3). Every filter is computed at every pixel, in the second octave too, and maxima are refined
+to a few hundredths of a pixel. Box filters have odd sides and are centred on a pixel, so nothing is half a pixel off:
+(0, 0) is the centre of the top-left pixel.
 
 Descriptors are U-SURF's: 64 sums of Haar responses, without an orientation (section 4). Between neighbouring frames
 that is both faster and more distinctive; turns of up to about 15 degrees are tolerated.
@@ -25,8 +25,8 @@ _NEIGHBOURS = np.array([[0, 1, 2], [1, 2, 3], [1, 3, 4], [3, 4, 5]])
 _SIGMA_PER_SIDE = 1.2 / 9
 # Balances Dxy's box filter against those of Dxx and Dyy (eq. 3).
 _DXY_WEIGHT = np.float32(0.9**2)
-# Square grey levels: far below what a blob of one grey level gives; keeps points out of rounding in flat areas.
-_LEAST_RESPONSE = np.float32(1.0)
+# In grey levels squared: what a blob one to two grey levels high gives. Dark videos need them; below is only rounding.
+_LEAST_RESPONSE = np.float32(0.1)
 # Samples of a descriptor along a side, at a spacing of sigma, and subregions (section 4.2); weights of sigma 3.3 sigma.
 _SAMPLES, _SUBREGIONS = 20, 4
 _WEIGHT_SIGMA = 3.3

@@ -208,6 +208,11 @@ def test_a_strong_blob_comes_before_a_weak_one():
     assert np.abs(points - [[110, 50], [40, 50]]).max() < 0.1
 
 
+def test_faint_blobs_are_found():
+    points, _, _ = surf(as_bytes(blobs((97, 131), [(60.0, 45.0)], [4.0], height=3)), 500)
+    assert np.abs(points[0] - [60, 45]).max() < 0.3
+
+
 @pytest.mark.parametrize(("n", "m", "dimension"), [(40, 57, 64), (57, 40, 7), (1, 3, 64), (33, 1, 128)])
 def test_mutual_nearest_neighbours(n, m, dimension):
     rng = np.random.default_rng(n)
