@@ -5,23 +5,26 @@ Point pairs come from features matched between *these two* frames and from corne
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import cv2
-import mahotas.features.surf as mahotas_surf
 import numpy as np
 from numpy.typing import NDArray
 
 from data_specs.geometry import apply_homography
 from data_specs.recipe import CameraFeature, Recipe
+from extraction.matching import mutual_nearest
 from extraction.motion.dense_flow import FlowField
+from extraction.surf import surf
 
 Points = NDArray[np.float32]
 """float32 (N, 2): x, y in pixels."""
 
 _MAX_FEATURES = 500
 _MAX_CORNERS = 1000
-_CORNER_QUALITY, _CORNER_DISTANCE = 0.001, 3
+_CORNER_QUALITY, _LEAST_CORNER_DISTANCE = 0.001, 3
+_RANSAC_ITERATIONS, _RANSAC_CONFIDENCE = 1000, 0.999
 # A camera that moves a corner of the frame by more than this share of the diagonal from one frame to the next shows
 # next to nothing of the same scene; estimates beyond it are wild.
 _LARGEST_SHIFT = 0.5
@@ -46,10 +49,8 @@ class CameraMotion:
 def detect_features(gray: NDArray[np.uint8], kind: CameraFeature) -> Features:
     """SURF (Bay et al. 2008), SIFT or ORB points and descriptors of a grey frame; at most 500 points."""
     if kind == "surf":
-        if min(gray.shape) < 32:  # mahotas reads beyond smaller images
-            return Features(np.zeros((0, 2), np.float32), np.zeros((0, 64), np.float32))
-        found = mahotas_surf.surf(gray, max_points=_MAX_FEATURES)
-        return Features(found[:, 1::-1].astype(np.float32), found[:, 6:].astype(np.float32))
+        found, _, upright = surf(gray, _MAX_FEATURES)
+        return Features(found, upright)
     detector = cv2.SIFT_create(_MAX_FEATURES) if kind == "sift" else cv2.ORB_create(_MAX_FEATURES)
     keypoints, descriptors = detector.detectAndCompute(gray, None)
     points = np.array([k.pt for k in keypoints], dtype=np.float32).reshape(-1, 2)
@@ -62,14 +63,21 @@ def match_features(a: Features, b: Features) -> tuple[Points, Points]:
     """The pairs of points that are each other's nearest by descriptor: (M, 2) in a and (M, 2) in b."""
     if not len(a.points) or not len(b.points):
         return np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32)
-    norm = cv2.NORM_HAMMING if a.descriptors.dtype == np.uint8 else cv2.NORM_L2
-    matches = cv2.BFMatcher(norm, crossCheck=True).match(a.descriptors, b.descriptors)
+    if np.uint8 not in (a.descriptors.dtype, b.descriptors.dtype):
+        in_a, in_b = mutual_nearest(np.asarray(a.descriptors, np.float32), np.asarray(b.descriptors, np.float32))
+        return a.points[in_a], b.points[in_b]
+    matches = cv2.BFMatcher(cv2.NORM_HAMMING, crossCheck=True).match(a.descriptors, b.descriptors)
     return a.points[[m.queryIdx for m in matches]], b.points[[m.trainIdx for m in matches]]
 
 
 def carry_corners(gray: NDArray[np.uint8], flow: FlowField) -> tuple[Points, Points]:
-    """Corners of the first frame (Shi & Tomasi) and where the flow, sampled *at those corners*, takes them."""
-    corners = cv2.goodFeaturesToTrack(gray, _MAX_CORNERS, _CORNER_QUALITY, _CORNER_DISTANCE)
+    """Corners of the first frame (Shi & Tomasi) and where the flow, sampled *at those corners*, takes them.
+
+    They keep so far from each other that a thousand would fill the frame: the strongest ones alone tend to lie together
+    on one object, and outvote the background.
+    """
+    distance = max(_LEAST_CORNER_DISTANCE, math.sqrt(gray.size / _MAX_CORNERS))
+    corners = cv2.goodFeaturesToTrack(gray, _MAX_CORNERS, _CORNER_QUALITY, distance)
     if corners is None:
         return np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32)
     corners = corners.reshape(-1, 2)
@@ -80,7 +88,7 @@ def carry_corners(gray: NDArray[np.uint8], flow: FlowField) -> tuple[Points, Poi
 def estimate_camera(
     pairs: Sequence[tuple[Points, Points]], frame_size: tuple[int, int], recipe: Recipe
 ) -> CameraMotion:
-    """RANSAC over all point pairs (in a, in b), refined on its inliers.
+    """RANSAC over all point pairs (in a, in b), refined by least squares on its inliers.
 
     Support is too weak where fewer than `recipe.min_inliers` pairs agree to within `recipe.ransac_px`, or where the
     result turns the frame over or throws a corner of it half its diagonal away.
@@ -90,10 +98,27 @@ def estimate_camera(
     in_b = np.concatenate([b for _, b in pairs])
     if len(in_a) < recipe.min_inliers:
         return nothing
-    homography, inliers = cv2.findHomography(in_a, in_b, cv2.RANSAC, recipe.ransac_px, maxIters=1000, confidence=0.999)
+    homography, inliers = cv2.findHomography(in_a, in_b, _ransac(recipe.ransac_px))
     if homography is None or int(inliers.sum()) < recipe.min_inliers or not is_plausible(homography, frame_size):
         return nothing
     return CameraMotion(np.asarray(homography, dtype=np.float64), estimated=True)
+
+
+def _ransac(threshold: float) -> cv2.UsacParams:
+    """RANSAC of a fixed seed; a hypothesis is judged by how near its inliers are (MSAC, Torr & Zisserman 2000).
+
+    OpenCV's plain RANSAC counts inliers, which is slower and less exact. Local optimisation of the hypotheses, which
+    USAC offers too, gained nothing.
+    """
+    parameters = cv2.UsacParams()
+    parameters.threshold = threshold
+    parameters.maxIterations, parameters.confidence = _RANSAC_ITERATIONS, _RANSAC_CONFIDENCE
+    parameters.score = cv2.SCORE_METHOD_MSAC
+    parameters.sampler = cv2.SAMPLING_UNIFORM
+    parameters.loMethod = cv2.LOCAL_OPTIM_NULL
+    parameters.final_polisher, parameters.final_polisher_iterations = cv2.LSQ_POLISHER, 5
+    parameters.isParallel, parameters.randomGeneratorState = False, 0
+    return parameters
 
 
 def is_plausible(homography: NDArray[np.float64], frame_size: tuple[int, int]) -> bool:

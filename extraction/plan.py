@@ -67,7 +67,6 @@ def software_versions() -> dict[str, str]:
         "motion-targets": "motion-targets",
         "av": "av",
         "decord": "decord2",
-        "mahotas": "mahotas",
         "numba": "numba",
         "numcodecs": "numcodecs",
         "numpy": "numpy",
