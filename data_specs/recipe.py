@@ -56,6 +56,9 @@ class Recipe:
     """Largest reprojection error of an inlier of the homography."""
     min_inliers: int = 25
     """A homography with fewer inliers than this is not used: the identity is, and is recorded as such."""
+    forward_backward: bool = False
+    """Measure the flow backward too, and end a trajectory where the two disagree: something covers the point
+    (Sundaram, Brox & Keutzer 2010)."""
     hog: bool = True
     """Store histograms of oriented gradients along the trajectories (MME eq. 5)."""
     hog_window: int = 8

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_specs.recipe import Flow
-from extraction.motion.tvl1 import FAST, HALF, QUALITY, TVL1, TVL1Options, resize_flow
+from extraction.motion.occlusion import turned_back
+from extraction.motion.tvl1 import CHECK, FAST, HALF, QUALITY, TVL1, TVL1Options, resize_flow
 
 Gray = NDArray[np.float32]
 FlowField = NDArray[np.float32]
@@ -32,6 +33,9 @@ class TwoPassFlow(Protocol):
         """The flow a -> b where `expected` is known to be near it. rectified: b is without the camera's motion;
         otherwise b and `expected` are what `first` was given and gave.
         """
+
+    def backward(self, a: Gray, b: Gray, flow: FlowField) -> FlowField:
+        """The flow b -> a, where `flow` is that from a to b: good enough to tell where it does not lead back."""
 
 
 def make_flow(method: Flow) -> TwoPassFlow:
@@ -61,6 +65,9 @@ class _Dis:
     def second(self, a: Gray, b: Gray, expected: FlowField, *, rectified: bool) -> FlowField:
         return self.first(a, b) if rectified else expected
 
+    def backward(self, a: Gray, b: Gray, flow: FlowField) -> FlowField:
+        return self.first(b, a)
+
 
 def _bytes(gray: Gray) -> NDArray[np.uint8]:
     return np.clip(np.rint(gray), 0, 255).astype(np.uint8)
@@ -78,6 +85,9 @@ class _OpenCVTVL1:
 
     def second(self, a: Gray, b: Gray, expected: FlowField, *, rectified: bool) -> FlowField:
         return self.first(a, b) if rectified else expected
+
+    def backward(self, a: Gray, b: Gray, flow: FlowField) -> FlowField:
+        return self.first(b, a)
 
 
 class _HalfResolution:
@@ -100,13 +110,16 @@ class _RefinedFlow:
     """Some first pass, and TV-L1 at the finest scales from what it leaves to be found."""
 
     def __init__(self, first_pass: _FirstPass, options: TVL1Options) -> None:
-        self._first_pass, self._solver = first_pass, TVL1(options)
+        self._first_pass, self._solver, self._check = first_pass, TVL1(options), TVL1(CHECK)
 
     def first(self, a: Gray, b: Gray) -> FlowField:
         return self._first_pass.first(a, b)
 
     def second(self, a: Gray, b: Gray, expected: FlowField, *, rectified: bool) -> FlowField:
         return self._solver(a, b, still_where_it_explains(a, b, expected))
+
+    def backward(self, a: Gray, b: Gray, flow: FlowField) -> FlowField:
+        return self._check(b, a, still_where_it_explains(b, a, turned_back(flow)))
 
 
 def still_where_it_explains(a: Gray, b: Gray, flow: FlowField) -> FlowField:

@@ -26,6 +26,7 @@ from extraction.camera import (
 )
 from extraction.flow_descriptors import FlowDescriptors, describe_flow
 from extraction.motion.dense_flow import FlowField, make_flow, median_filter
+from extraction.motion.occlusion import returns
 from extraction.motion.rectification import expected_residual, rectify
 from extraction.motion.tracker import RowTracks
 from extraction.stages import Stage
@@ -51,7 +52,7 @@ class PairMotion:
     """The motion from frame a to frame b.
 
     `flow`: float32 (H, W, 2), median-filtered: the residual where the camera was estimated, else the full flow.
-    `measured`: bool (H, W), false where the rectified b has no pixel.
+    `measured`: bool (H, W), false where the rectified b has no pixel, and where the flow does not lead back.
     `first_flow`: float32 (H, W, 2), the first pass's a -> b as it was measured, camera included and not filtered.
     """
 
@@ -134,7 +135,11 @@ class FlowTracker:
         with self._stage("flow"):
             flow = self._flow.second(gray_a, gray_b, expected, rectified=camera.estimated)
         with self._stage("median"):
-            return PairMotion(median_filter(flow), measured, camera, first_flow)
+            flow = median_filter(flow)
+        if self._recipe.forward_backward:
+            with self._stage("backward"):
+                measured &= returns(flow, median_filter(self._flow.backward(gray_a, gray_b, flow)))
+        return PairMotion(flow, measured, camera, first_flow)
 
     def _camera(self, a: TrackedFrame, b: TrackedFrame, flow: FlowField) -> CameraMotion:
         pairs = []

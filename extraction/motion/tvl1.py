@@ -4,7 +4,7 @@ Minimises over the flow u the sum of lambda |b(x + u) - a(x)| and the total vari
 fine: at each scale b is warped by the flow so far, the difference is linearised, and alternating thresholding and dual
 steps follow. With OpenCV's parameters (`OPENCV`) it gives OpenCV's `DualTVL1OpticalFlow`, in a small part of its time;
 `FAST` and `QUALITY` begin near the solution and are better and faster; `HALF` begins with nothing, on half-size
-images, where breaking at edges would let flat regions drift.
+images, where breaking at edges would let flat regions drift; `CHECK` tells where a flow leads back.
 """
 
 import dataclasses
@@ -69,6 +69,7 @@ FAST = TVL1Options(
     gradient="mean",
 )  # fmt: skip
 QUALITY = dataclasses.replace(FAST, warps=5, iterations=50)
+CHECK = dataclasses.replace(FAST, scales=1, warps=2, iterations=20)
 HALF = dataclasses.replace(FAST, scales=5, warps=5, median=5, edge=0)
 
 
