@@ -50,6 +50,9 @@ class Recipe:
     """Largest reprojection error of an inlier of the homography."""
     min_inliers: int = 25
     """A homography with fewer inliers than this is not used: the identity is, and is recorded as such."""
+    detect_cuts: bool = True
+    """Find the frames at which a shot begins, record them, and end every trajectory that would cross one. Needed for
+    edited videos only; where a video has no cut it changes nothing but 0.4 ms per frame."""
     hog: bool = True
     """Store histograms of oriented gradients along the trajectories (MME eq. 5)."""
     hog_window: int = 8
