@@ -46,7 +46,7 @@ class ArraySpec:
 class VideoMeta:
     """What a store holds of one video besides its tracks. Sizes are (height, width).
 
-    `cuts`: indices of the frames at which a shot begins, ascending, without frame 0; none where they were not looked for.
+    `cuts`: indices of the frames at which a shot begins, ascending, without frame 0; () where they were not looked for.
     """
 
     index: int
