@@ -108,7 +108,7 @@ def brighter(frame, gain, offset):
 @pytest.mark.parametrize(("gain", "offset"), [(1.5, 60), (0, 255), (0, 0), (0.3, 0)])
 @pytest.mark.parametrize("place", [0, 1, 2, 10, 21])
 def test_a_flash_is_not_a_cut(first, place, gain, offset, frames):
-    """One or two frames, brighter, white, or black: the shot goes on afterwards. (At the very start nothing was before.)"""
+    """One or two frames, brighter, white, or black: the shot goes on afterwards. At the start nothing was before it."""
     flashed = list(first)
     for t in range(place, place + frames):
         flashed[t] = brighter(first[t], gain, offset)
@@ -294,8 +294,8 @@ def rewrite(store, name, change):
         ("video/first_cut", lambda o: o.__setitem__(2, 2), r"video/first_cut: must rise from 0 to 3, is \[0, 1, 2\]"),
         ("video/first_cut", lambda o: o.__setitem__(1, 4), r"video/first_cut: must rise from 0 to 3"),
         ("video/first_cut", lambda o: o.__setitem__(1, 0), r"two\.mkv.*cut/frame is \[9, 8, 13\]"),
-        ("camera/estimated", lambda e: e.__setitem__((4, 0), 1), r"camera/estimated is 1 for the step from frame 8 to fr"),
-        ("valid", lambda v: v.__setitem__((slice(None), 1), 1), r"one\.mkv.*valid is 1 for the step from frame 8 to frame 9"),
+        ("camera/estimated", lambda e: e.__setitem__((4, 0), 1), r"camera/estimated is 1 for the step from frame 8 to"),
+        ("valid", lambda v: v.__setitem__((slice(None), 1), 1), r"one\.mkv.*: valid is 1 for the step from frame 8 to"),
     ],
 )  # fmt: skip
 def test_the_validator_finds_what_was_tampered_with(store, name, change, problem):
