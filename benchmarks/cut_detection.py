@@ -11,7 +11,8 @@
 - *dissolves* of 8 frames between two shots: a cut found anywhere in it counts as found, though not at an exact frame;
 - *rendered*: moving scenes (`data_specs.scene`) at up to 20 px per frame, 256 x 340.
 
-Where the package `scenedetect` can be imported, its detectors are measured too, with a shortest shot of 1 frame. Times are the least of 5 runs over the first clip.
+Where the package `scenedetect` can be imported, its detectors are measured too, with a shortest shot of 1 frame.
+Times are the least of 5 runs over the first clip.
 """
 
 import argparse
