@@ -1,6 +1,7 @@
 """The arrays of a track store, version 1: names, types, axes, fill values. `track_store.md` explains them.
 
-Axis legend: V videos, S start rows, P points (all rows' points, one after the other), L steps, C colour channels.
+Axis legend: V videos, S start rows, P points (all rows' points, one after the other), K cuts,
+L steps, C colour channels.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ HOG_BINS = 9
 FLOW_BINS = 8
 """Orientations of HOF and MBH; HOF has one bin more, for pixels that are still."""
 
-Axis = Literal["video", "video_offset", "start", "start_offset", "point"]
+Axis = Literal["video", "video_offset", "start", "start_offset", "point", "cut"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,20 +32,24 @@ class ArraySpec:
     inner_names: tuple[str, ...] = ()
     attributes: tuple[tuple[str, Any], ...] = ()
 
-    def length(self, num_videos: int, num_starts: int, num_points: int) -> int:
-        """Size of the first axis in a shard of so many videos, start rows and points."""
+    def length(self, num_videos: int, num_starts: int, num_points: int, num_cuts: int) -> int:
+        """Size of the first axis in a shard of so many videos, start rows, points and cuts."""
         return {
             "video": num_videos,
             "video_offset": num_videos + 1,
             "start": num_starts,
             "start_offset": num_starts + 1,
             "point": num_points,
+            "cut": num_cuts,
         }[self.axis]
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoMeta:
-    """What a store holds of one video besides its tracks. Sizes are (height, width)."""
+    """What a store holds of one video besides its tracks. Sizes are (height, width).
+
+    `cuts`: indices of the frames at which a shot begins, ascending, without frame 0; () where they were not looked for.
+    """
 
     index: int
     id: str
@@ -55,6 +60,7 @@ class VideoMeta:
     source_size: tuple[int, int]
     grid_size: tuple[int, int]
     num_starts: int
+    cuts: tuple[int, ...] = ()
 
     @property
     def points_per_start(self) -> int:
@@ -86,6 +92,11 @@ def array_specs(recipe: Recipe) -> dict[str, ArraySpec]:
         ArraySpec("displacement", "int16", "point", -32768, (length, 2), ("step", "xy"), (("unit_px", UNIT_PX),)),
         ArraySpec("valid", "uint8", "point", 255, (length + 1,), ("position",), (("valid_returns", False),)),
     ]
+    if recipe.detect_cuts:
+        specs += [
+            ArraySpec("video/first_cut", "int64", "video_offset", -1),
+            ArraySpec("cut/frame", "int32", "cut", -1),
+        ]
     if recipe.hog:
         bins = HOG_BINS * recipe.hog_channels
         specs += [

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -64,7 +65,8 @@ class StoreInfo:
             info = cls(
                 dataset=str(fields["dataset"]["name"]),
                 split=str(fields["dataset"]["split"]),
-                recipe=Recipe.from_json(fields["recipe"], where),
+                # a store without the field is from before cuts were looked for
+                recipe=Recipe.from_json({"detect_cuts": False, **fields["recipe"]}, where),
                 list_sha256=str(fields["list"]["sha256"]),
                 num_videos=int(fields["list"]["videos"]),
                 num_shards=int(fields["shards"]),
@@ -140,6 +142,7 @@ class TrackShard:
             self.num_videos, self.num_starts, self.num_points = (
                 int(cast(int, attributes[key])) for key in ("num_videos", "num_starts", "num_points")
             )
+            self.num_cuts = int(cast(int, attributes.get("num_cuts", 0)))
             texts = self.group["video"].attrs
             self.ids, self.paths = ([str(t) for t in cast(list[str], texts[key])] for key in ("id", "path"))
         except (KeyError, TypeError, ValueError) as error:
@@ -170,6 +173,18 @@ class TrackShard:
         return self.read("video/first_start", 0, self.num_videos + 1)
 
     @cached_property
+    def cuts(self) -> list[tuple[int, ...]]:
+        """For each video the indices of the frames at which a shot begins, ascending, without frame 0.
+
+        None for any where the recipe does not look for cuts.
+        """
+        if not self.recipe.detect_cuts:
+            return [()] * self.num_videos
+        first_cut = self.read("video/first_cut", 0, self.num_videos + 1).tolist()
+        frames = self.read("cut/frame", 0, self.num_cuts).tolist()
+        return [tuple(frames[first:last]) for first, last in pairwise(first_cut)]
+
+    @cached_property
     def first_point(self) -> NDArray[np.int64]:
         """Offsets (S + 1,) of the start rows' points."""
         return self.read("start/first_point", 0, self.num_starts + 1)
@@ -193,6 +208,7 @@ class TrackShard:
                 source_size=tuple(source_size[v]),
                 grid_size=tuple(grid[v]),
                 num_starts=int(self.first_start[v + 1] - self.first_start[v]),
+                cuts=self.cuts[v],
             )
             for v in range(n)
         ]

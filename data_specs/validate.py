@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from data_specs.dataset import list_digest
 from data_specs.encoding import decode_positions
 from data_specs.failures import read_failures
 from data_specs.geometry import grid_points, grid_size, start_frames, tracked_size
-from data_specs.schema import UNIT_PX, ArraySpec, array_specs
+from data_specs.schema import UNIT_PX, ArraySpec, VideoMeta, array_specs
 from data_specs.track_store import StoreError, TrackShard, TrackStore
 
 _ROWS_AT_A_TIME = 64
@@ -114,7 +115,8 @@ class _ShardCheck:
     def _array_metadata(self, spec: ArraySpec) -> Iterator[str]:
         shard = self.shard
         array, where = shard.array(spec.name), f"{shard.path}/{spec.name}"
-        shape = (spec.length(shard.num_videos, shard.num_starts, shard.num_points), *spec.inner)
+        counts = (shard.num_videos, shard.num_starts, shard.num_points, shard.num_cuts)
+        shape = (spec.length(*counts), *spec.inner)
         if array.shape != shape:
             yield f"{where}: shape is {array.shape}, must be {shape}"
         if array.dtype != np.dtype(spec.dtype):
@@ -130,8 +132,14 @@ class _ShardCheck:
 
     def _small_arrays(self) -> Iterator[str]:
         shard = self.shard
-        for name in ("video/first_start", "start/first_point"):
-            total = shard.num_starts if name == "video/first_start" else shard.num_points
+        totals = {
+            "video/first_start": shard.num_starts,
+            "start/first_point": shard.num_points,
+            "video/first_cut": shard.num_cuts,
+        }
+        for name, total in totals.items():
+            if name not in self.specs:
+                continue
             try:
                 offsets = shard.read(name, 0, shard.array(name).shape[0])
             except StoreError as error:
@@ -140,14 +148,14 @@ class _ShardCheck:
             if offsets[0] != 0 or offsets[-1] != total or (np.diff(offsets) < 0).any():
                 yield f"{shard.path}/{name}: must rise from 0 to {total}, is {offsets[:5].tolist()} ... {offsets[-1]}"
         for spec in self.specs.values():
-            if spec.axis == "video":
+            if spec.axis in ("video", "cut"):
                 try:
-                    values = shard.read(spec.name, 0, shard.num_videos)
+                    values = shard.read(spec.name, 0, shard.num_videos if spec.axis == "video" else shard.num_cuts)
                 except StoreError as error:
                     yield str(error)
                     continue
-                for video in np.flatnonzero(_is_fill(values, spec).any(axis=tuple(range(1, values.ndim)))):
-                    yield f"{shard.path}/{spec.name}[{video}]: holds the fill value: it was not written"
+                for place in np.flatnonzero(_is_fill(values, spec).any(axis=tuple(range(1, values.ndim)))):
+                    yield f"{shard.path}/{spec.name}[{place}]: holds the fill value: it was not written"
 
     def _video(self, video: int) -> Iterator[str]:
         shard, recipe = self.shard, self.recipe
@@ -166,6 +174,11 @@ class _ShardCheck:
         if len(rows) != len(starts):
             yield f"{where}: has {len(rows)} start rows, must have {len(starts)} for {meta.num_frames} frames"
             return
+        if any(b <= a for a, b in pairwise([0, *meta.cuts, meta.num_frames])):
+            yield (
+                f"{where}: cut/frame is {list(meta.cuts)}, must rise strictly within 1 ... {meta.num_frames - 1}, the "
+                "frames at which a shot can begin"
+            )
         points = shard.first_point[rows.start : rows.stop + 1]
         if (np.diff(points) != meta.points_per_start).any():
             yield f"{where}: its start rows do not all have {meta.points_per_start} points"
@@ -200,9 +213,29 @@ class _ShardCheck:
             return
         if data["start/frame"].tolist() != starts:
             yield f"{where}: start at frames {data['start/frame'].tolist()}, must be {starts}"
+        else:
+            yield from self._check_cuts(data, meta, where)
         yield from self._check_camera(data, where)
         yield from self._check_tracks(data, meta.frame_size, where)
         yield from self._check_descriptors(data, where)
+
+    def _check_cuts(self, data: dict[str, NDArray[Any]], meta: VideoMeta, where: str) -> Iterator[str]:
+        """Whether nothing is measured between frames of two shots."""
+        length, step = self.recipe.length, self.recipe.frame_step
+        shots = np.searchsorted(meta.cuts, data["start/frame"][:, None] + step * np.arange(length + 1), side="right")
+        crosses = shots[:, 1:] != shots[:, :-1]
+        valid = data["valid"].reshape(len(shots), -1, length + 1)
+        for name, measured in [
+            ("valid", (valid[:, :, 1:] & valid[:, :, :-1]).any(axis=1)),
+            ("camera/estimated", data["camera/estimated"] == 1),
+        ]:
+            for row, k in np.argwhere(crosses & measured)[:1]:
+                frames = data["start/frame"][row] + step * np.array([k, k + 1])
+                cut = meta.cuts[shots[row, k]]
+                yield (
+                    f"{where}: {name} is 1 for the step from frame {frames[0]} to frame {frames[1]}, across the cut at "
+                    f"frame {cut}"
+                )
 
     def _check_camera(self, data: dict[str, NDArray[Any]], where: str) -> Iterator[str]:
         estimated, homography = data["camera/estimated"], data["camera/homography"]

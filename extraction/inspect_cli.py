@@ -123,7 +123,7 @@ def _failures(store: TrackStore) -> list[tuple[int, Failure]]:
 def summarise(store: TrackStore) -> str:
     """What is in the store: counts, bytes, share of valid steps, failures by kind."""
     info, complete = store.info, store.complete_shards
-    videos = starts = points = 0
+    videos = starts = points = cuts = edited = 0
     by_array: Counter[str] = Counter()
     valid_steps = all_steps = sampled = 0
     for _, shard in store.shards():
@@ -132,6 +132,7 @@ def summarise(store: TrackStore) -> str:
             starts + shard.num_starts,
             points + shard.num_points,
         )
+        cuts, edited = cuts + shard.num_cuts, edited + sum(1 for own in shard.cuts if own)
         for folder, _, files in os.walk(shard.path):
             name = str(Path(folder).relative_to(shard.path)).split("/c/")[0].removesuffix("/c")
             array = name if name in array_specs(info.recipe) else "metadata of groups"
@@ -152,6 +153,7 @@ def summarise(store: TrackStore) -> str:
         f"shards       {len(complete)} complete, {len(missing)} missing"
         + (f" ({_ranges(missing)})" if missing else ""),
         f"videos       {videos} done, {sum(failures.values())} failed",
+        f"cuts         {cuts:,} in {edited:,} videos" if info.recipe.detect_cuts else "cuts         not looked for",
         f"start rows   {starts:,}",
         f"points       {points:,}",
         f"valid steps  {100 * valid_steps / max(all_steps, 1):.1f} % (of {sampled:,} start rows)",

@@ -23,6 +23,7 @@ from data_specs.schema import VideoMeta
 from data_specs.track_store import TrackShard
 from data_specs.video import FrameTooSmallError, Video, VideoError, VideoTooShortError
 from extraction.commit import ShardFolder
+from extraction.cuts import ShotFrames
 from extraction.durable import replacing
 from extraction.partial import PartialError, PartialFile, PartialWriter
 from extraction.process_video import process_video
@@ -183,8 +184,9 @@ def _extract(job: VideoJob, path: Path, timer: StageTimer) -> tuple[int, int]:
         height, width = video.frame_size
         least = max(recipe.grid_stride, _SMALLEST_SIDE)
         raise FrameTooSmallError(video.path, f"frames are {height}x{width}; they must be {least}x{least} or larger")
+    frames = ShotFrames(video, recipe.detect_cuts, timer)
     with replacing(path) as temporary, PartialWriter(temporary) as writer:
-        for row in process_video(video, recipe, timer):
+        for row in process_video(frames, recipe, timer):
             with timer("write"):
                 writer.append(row)
         if writer.num_rows == 0:
@@ -204,6 +206,7 @@ def _extract(job: VideoJob, path: Path, timer: StageTimer) -> tuple[int, int]:
                     source_size=video.source_size,
                     grid_size=grid,
                     num_starts=writer.num_rows,
+                    cuts=tuple(frames.cuts),
                 )
             )
     return video.decoded_frames, writer.num_rows

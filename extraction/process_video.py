@@ -3,7 +3,7 @@
 Memory is bounded by the frames between a trajectory's first and last step, however long the video is.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from data_specs.encoding import encode_flow, encode_histograms, encode_positions
 from data_specs.recipe import Recipe
 from data_specs.schema import HOG_BINS
 from data_specs.video import Frame
+from extraction.cuts import ShotFrames
 from extraction.flow_descriptors import nothing_measured
 from extraction.hog import GradientMap, gradient_map, window_histograms
 from extraction.motion.flow_tracker import FlowTracker
@@ -27,22 +28,17 @@ def make_tracker(recipe: Recipe, stage: Stage) -> Tracker:
     return FlowTracker(recipe, stage)
 
 
-def process_video(frames: Iterable[Frame], recipe: Recipe, stage: Stage) -> Iterator[EncodedRow]:
+def process_video(frames: ShotFrames, recipe: Recipe, stage: Stage) -> Iterator[EncodedRow]:
     """Yield the start rows of a video in order, encoded as the store keeps them.
 
-    frames: all frames of the video at the tracked size, RGB uint8 (H, W, 3), taken one by one.
+    frames: all frames of the video at the tracked size, RGB uint8 (H, W, 3), taken one by one, and where a shot begins.
     recipe: with its start stride resolved.
     """
     tracker = make_tracker(recipe, stage)
     window = _GradientWindow(recipe, tracker.lookback)
-    source = iter(frames)
-    while True:
-        with stage("decode"):
-            frame = next(source, None)
-        if frame is None:
-            break
+    for frame, begins_shot in frames:
         window.push(frame)
-        for row in tracker.push(frame):
+        for row in tracker.push(frame, begins_shot):
             yield _encode(row, window, recipe, stage)
     for row in tracker.finish():
         yield _encode(row, window, recipe, stage)

@@ -67,9 +67,10 @@ def write_shard(
     num_starts, num_points = len(rows_points), int(rows_points.sum())
     # a chunk is about one start row: exactly one where all videos have one size
     row_chunk = max(1, int(np.sort(rows_points)[num_starts // 2])) if num_starts else 1
+    num_cuts = sum(len(m.cuts) for m in metas)
     derived = _derived(metas, rows_points)
     for name, spec in array_specs(recipe).items():
-        length = spec.length(len(metas), num_starts, num_points)
+        length = spec.length(len(metas), num_starts, num_points, num_cuts)
         chunk = row_chunk if spec.axis == "point" else _START_CHUNKS.get(name, _CHUNK)
         array = _create(path, spec, length, chunk)
         if name in STREAMED:
@@ -88,6 +89,7 @@ def write_shard(
             "num_videos": len(metas),
             "num_starts": num_starts,
             "num_points": num_points,
+            "num_cuts": num_cuts,
             "software": software,
         }
     )
@@ -104,6 +106,8 @@ def _derived(metas: Sequence[VideoMeta], rows_points: NDArray[np.int64]) -> dict
         "video/num_frames": np.array([m.num_frames for m in metas], dtype=np.int32),
         "video/fps": np.array([m.fps for m in metas], dtype=np.float32),
         "video/first_start": np.cumsum([0, *(m.num_starts for m in metas)], dtype=np.int64),
+        "video/first_cut": np.cumsum([0, *(len(m.cuts) for m in metas)], dtype=np.int64),
+        "cut/frame": np.array([frame for m in metas for frame in m.cuts], dtype=np.int32),
         "start/first_point": np.concatenate([[0], np.cumsum(rows_points)]).astype(np.int64),
     }
 

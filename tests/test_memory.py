@@ -11,8 +11,13 @@ from data_specs.dataset import VideoEntry
 from data_specs.demo_clips import write_clip
 from data_specs.recipe import load_recipe
 from data_specs.scene import random_scene
+from extraction.cuts import LOOKAHEAD, ShotFrames
 from extraction.jobs import ShardJob, VideoJob, run_job
 from extraction.process_video import process_video
+
+
+def no_timing(_stage):
+    return contextlib.nullcontext()
 
 
 def test_only_the_frames_of_one_trajectory_are_held():
@@ -32,9 +37,9 @@ def test_only_the_frames_of_one_trajectory_are_held():
 
     recipe = load_recipe("mme-object").resolved(1)
     recipe = recipe.from_json({**recipe.to_json(), "flow": "dis"}, "test")
-    rows = sum(1 for _ in process_video(frames(), recipe, lambda _: contextlib.nullcontext()))
+    rows = sum(1 for _ in process_video(ShotFrames(frames(), True, no_timing), recipe, no_timing))
     assert rows == 54
-    assert most <= recipe.span + 3
+    assert most <= recipe.span + LOOKAHEAD + 3
 
 
 @pytest.mark.parametrize("stage", ["extract", "assemble"])

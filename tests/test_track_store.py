@@ -79,7 +79,8 @@ def test_every_array_is_as_the_spec_says(good_store):
     for _, shard in store.shards():
         sizes = {
             "V": shard.num_videos, "S": shard.num_starts, "P": shard.num_points, "L": 6, "9·C": 9,
-            "V + 1": shard.num_videos + 1, "S + 1": shard.num_starts + 1, "L + 1": 7, "2": 2, "3": 3, "8": 8, "9": 9,
+            "V + 1": shard.num_videos + 1, "K": shard.num_cuts, "S + 1": shard.num_starts + 1, "L + 1": 7,
+            "2": 2, "3": 3, "8": 8, "9": 9,
         }  # fmt: skip
         for name, (dtype, shape) in table.items():
             array = shard.array(name)

@@ -83,6 +83,7 @@ class FlowTracker:
         self._flow = make_flow(recipe.flow)
         self._frames: deque[TrackedFrame] = deque(maxlen=recipe.frame_step + 1)
         self._count = 0
+        self._shot_start = 0
         self._rows: deque[_Row] = deque()
 
     @property
@@ -90,14 +91,17 @@ class FlowTracker:
         """A row is returned with its last frame."""
         return self._recipe.span
 
-    def push(self, frame: Frame) -> list[RowTracks]:
+    def push(self, frame: Frame, begins_shot: bool = False) -> list[RowTracks]:
         """See `Tracker`. Flow is only computed between frames that a trajectory steps across."""
         recipe, index = self._recipe, self._count
         self._count += 1
+        self._shot_start = index if begins_shot else self._shot_start
         self._frames.append(TrackedFrame(frame))
         frame_size = (frame.shape[0], frame.shape[1])
         previous = index - recipe.frame_step
         stepping = [r for r in self._rows if r.start + r.steps_done * recipe.frame_step == previous]
+        _lose([row for row in stepping if row.start < self._shot_start])
+        stepping = [row for row in stepping if row.start >= self._shot_start]
         if stepping:
             motion = self.pair_motion(self._frames[0], self._frames[-1])
             with self._stage("integrate"):
@@ -186,3 +190,10 @@ class FlowTracker:
             return describe_flow(
                 motion.flow, motion.measured, recipe.grid_stride, recipe.descriptors, recipe.hof_still_px
             )
+
+
+def _lose(rows: list[_Row]) -> None:
+    """Step rows on that have crossed a cut: nothing is measured for them any more, neither points nor camera."""
+    for row in rows:
+        row.positions[:, row.steps_done + 1] = row.positions[:, row.steps_done]
+        row.steps_done += 1

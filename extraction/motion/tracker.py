@@ -37,8 +37,11 @@ class Tracker(Protocol):
     def lookback(self) -> int:
         """How many frames before the last one pushed a returned row may have begun, at most."""
 
-    def push(self, frame: Frame) -> list[RowTracks]:
-        """Take the next frame, RGB uint8 (height, width, 3), and return the rows that it completes."""
+    def push(self, frame: Frame, begins_shot: bool = False) -> list[RowTracks]:
+        """Take the next frame, RGB uint8 (height, width, 3), and return the rows that it completes.
+
+        begins_shot: a cut lies before this frame; no point is valid on both sides of it.
+        """
 
     def finish(self) -> list[RowTracks]:
         """Return the complete rows that are still held. Rows that the video's end cuts short are not rows."""
