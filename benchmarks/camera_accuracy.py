@@ -75,7 +75,7 @@ def grays(scene: Scene) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 def print_times() -> None:
     """The first table."""
     a, b = grays(random_scene(0, 2.0, SIZE))
-    flow = make_flow("dis")(a.astype(np.float32), b.astype(np.float32))
+    flow = make_flow("dis").first(a.astype(np.float32), b.astype(np.float32))
     print("| ms | detect and describe | × | match | BFMatcher | RANSAC | OpenCV's plain RANSAC |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     slowest = None
@@ -102,7 +102,7 @@ def evaluate(scene: Scene, detect: Detector) -> dict[str, float]:
     truth = scene.homography(0, 1)
     found = detect(a)
     matched = match_features(found, detect(b))
-    corners = carry_corners(a, make_flow("dis")(a.astype(np.float32), b.astype(np.float32)))
+    corners = carry_corners(a, make_flow("dis").first(a.astype(np.float32), b.astype(np.float32)))
     positions, visible = scene.track(matched[0].astype(np.float64), 0, 1)
     off = np.linalg.norm(positions[:, 1] - matched[1], axis=1)[visible[:, 1]]
     grid = grid_points(scene.size, 8)

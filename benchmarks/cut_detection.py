@@ -29,6 +29,7 @@ import numpy as np
 from data_specs.scene import Scene, Texture, moving, random_scene
 from data_specs.video import Frame, Video
 from extraction.cuts import ShotFrames
+from extraction.stages import untimed
 
 Finder = Callable[[list[Frame]], list[int]]
 PIECE, LATER, DISSOLVE, SHORT_SIDE = 12, 60, 8, 256
@@ -58,7 +59,7 @@ class Clip:
 
 def ours(frames: list[Frame]) -> list[int]:
     """The detector of `extraction/cuts.py`."""
-    shots = ShotFrames(frames, True, lambda _: contextlib.nullcontext())
+    shots = ShotFrames(frames, True, untimed)
     for _ in shots:
         pass
     return shots.cuts

@@ -25,7 +25,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     frames = random_scene(0, 2.0, (256, 340)).frames(2)
     a, b = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32) for frame in frames)
-    method = make_flow("dis")
+    method = make_flow("dis").first
     flow, measured = median_filter(method(a, b)), np.ones(a.shape, np.bool_)
     dis = milliseconds(lambda: method(a, b), options.repeats)
     print("| descriptors | ms per pair | share of one DIS flow |")

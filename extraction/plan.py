@@ -7,6 +7,8 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
+import llvmlite.binding
+import numba
 import numpy as np
 
 from data_specs.container import read_header
@@ -62,7 +64,7 @@ class Estimate:
 
 
 def software_versions() -> dict[str, str]:
-    """Versions of everything that can change a store's bytes."""
+    """Versions of everything that can change a store's bytes, and the processor that kernels are compiled for."""
     packages = {
         "motion-targets": "motion-targets",
         "av": "av",
@@ -74,7 +76,11 @@ def software_versions() -> dict[str, str]:
         "zarr": "zarr",
     }
     versions = {name: importlib.metadata.version(package) for name, package in packages.items()}
-    return {**versions, "python": platform.python_version()}
+    return {**versions, "python": platform.python_version(), "processor": _processor()}
+
+
+def _processor() -> str:
+    return str(numba.config.CPU_NAME or llvmlite.binding.get_host_cpu_name())
 
 
 def store_info(videos: VideoList, recipe: Recipe, num_shards: int) -> StoreInfo:

@@ -1,6 +1,5 @@
 """Shot cuts: found where they are, nowhere else, and never crossed by a trajectory."""
 
-import contextlib
 import json
 import re
 import shutil
@@ -19,16 +18,13 @@ from data_specs.validate import validate_store
 from extraction import cli, inspect_cli
 from extraction.cuts import LOOKAHEAD, CutDetector, ShotFrames
 from extraction.motion.flow_tracker import FlowTracker
+from extraction.stages import untimed
 
 SIZE = (96, 132)
 
 
-def no_timing(_stage):
-    return contextlib.nullcontext()
-
-
 def find(frames):
-    shots = ShotFrames(frames, True, no_timing)
+    shots = ShotFrames(frames, True, untimed)
     handed_out = list(shots)
     assert len(handed_out) == len(frames)
     assert all(given is frame for (given, _), frame in zip(handed_out, frames, strict=True))
@@ -149,7 +145,7 @@ def test_answers_come_two_frames_later_and_do_not_depend_on_what_follows(first, 
 
 def test_nothing_is_looked_for_or_held_back_on_request(first, second):
     source = iter(first[:7] + second[7:])
-    shots = ShotFrames(source, False, no_timing)
+    shots = ShotFrames(source, False, untimed)
     handed_out = iter(shots)
     assert next(handed_out)[0] is first[0]
     assert next(source) is first[1]
@@ -161,13 +157,11 @@ def test_nothing_is_looked_for_or_held_back_on_request(first, second):
 
 
 def track(frames, recipe):
-    tracker = FlowTracker(recipe, no_timing)
+    tracker = FlowTracker(recipe, untimed)
     pairs = []
     original = tracker.pair_motion
     tracker.pair_motion = lambda a, b: pairs.append(1) or original(a, b)
-    rows = [
-        row for frame, begins_shot in ShotFrames(frames, True, no_timing) for row in tracker.push(frame, begins_shot)
-    ]
+    rows = [row for frame, begins_shot in ShotFrames(frames, True, untimed) for row in tracker.push(frame, begins_shot)]
     return rows, len(pairs)
 
 

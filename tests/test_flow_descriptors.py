@@ -1,6 +1,5 @@
 """Flow, HOF and MBH of cells against closed forms, and against a slow implementation written from the definition."""
 
-import contextlib
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +9,11 @@ from scipy import ndimage
 from data_specs.geometry import grid_points
 from data_specs.recipe import load_recipe
 from data_specs.scene import Scene, Texture, moving, random_scene
+from extraction.cuts import ShotFrames
 from extraction.flow_descriptors import describe_flow, nothing_measured
 from extraction.motion.flow_tracker import FlowTracker, TrackedFrame
 from extraction.process_video import process_video
+from extraction.stages import untimed
 
 HEIGHT, WIDTH, STRIDE = 40, 58, 8
 ROWS, COLUMNS = 5, 7
@@ -193,7 +194,7 @@ def test_only_what_is_asked_for_is_computed():
 
 
 def track(frames, recipe):
-    tracker = FlowTracker(recipe, lambda _: contextlib.nullcontext())
+    tracker = FlowTracker(recipe, untimed)
     return [row for frame in frames for row in tracker.push(frame)]
 
 
@@ -226,9 +227,7 @@ def test_each_row_has_the_flow_of_its_own_first_step():
     assert [row.start for row in rows] == [0, 1, 2]
     grey = [TrackedFrame(frame) for frame in frames]
     for row in rows:
-        motion = FlowTracker(recipe, lambda _: contextlib.nullcontext()).pair_motion(
-            grey[row.start], grey[row.start + 2]
-        )
+        motion = FlowTracker(recipe, untimed).pair_motion(grey[row.start], grey[row.start + 2])
         expected = describe_flow(motion.flow, motion.measured, 8, ALL, 0.4)
         for kind in ("measured", *ALL):
             np.testing.assert_array_equal(getattr(row.descriptors, kind), getattr(expected, kind))
@@ -238,8 +237,8 @@ def test_each_row_has_the_flow_of_its_own_first_step():
 def test_a_recipe_without_descriptors_stores_none():
     frames = random_scene(2, 1.5, (72, 104)).frames(7)
     recipe = replace(load_recipe("mme-object").resolved(4), flow="dis", hog=False)
-    (plain,) = process_video(frames, recipe, lambda _: contextlib.nullcontext())
-    (with_hof,) = process_video(frames, replace(recipe, descriptors=("hof",)), lambda _: contextlib.nullcontext())
+    (plain,) = process_video(ShotFrames(frames, False, untimed), recipe, untimed)
+    (with_hof,) = process_video(ShotFrames(frames, False, untimed), replace(recipe, descriptors=("hof",)), untimed)
     assert set(with_hof) - set(plain) == {"cell_measured", "hof", "start/hof_scale"}
     for name in plain:
         np.testing.assert_array_equal(plain[name], with_hof[name])

@@ -1,6 +1,5 @@
 """Trajectories from rendered frames against the scene's own: end points, cameras, validity."""
 
-import contextlib
 from dataclasses import replace
 from itertools import pairwise
 
@@ -13,16 +12,13 @@ from data_specs.recipe import load_recipe
 from data_specs.scene import Scene, Texture, moving, random_scene
 from extraction.motion.flow_tracker import FlowTracker, TrackedFrame
 from extraction.motion.rectification import rectify
+from extraction.stages import untimed
 
 SPEEDS = [0.7, 2.0]
 
 
-def no_timing(_stage):
-    return contextlib.nullcontext()
-
-
 def run(frames, recipe):
-    tracker = FlowTracker(recipe.resolved(4), no_timing)
+    tracker = FlowTracker(recipe.resolved(4), untimed)
     rows = [row for frame in frames for row in tracker.push(frame)]
     return rows + tracker.finish()
 
@@ -39,7 +35,7 @@ def errors(flow, speed, seeds=3):
         truth, visible = scene.track(points, 0, 6)
         seen = visible.all(axis=1) & row.valid.all(axis=1)
         ours.append(np.linalg.norm(row.positions[seen, 6] - truth[seen, 6], axis=1).mean())
-        tracker = FlowTracker(replace(recipe, remove_camera=False).resolved(4), no_timing)
+        tracker = FlowTracker(replace(recipe, remove_camera=False).resolved(4), untimed)
         gray = [TrackedFrame(frame) for frame in frames]
         flows = [tracker.pair_motion(a, b).flow for a, b in pairwise(gray)]
         theirs.append(np.linalg.norm(integrate(flows, points)[seen, 6] - truth[seen, 6], axis=1).mean())
@@ -181,7 +177,7 @@ def test_rows_are_the_same_whatever_else_is_tracked():
 
 def test_flow_is_not_computed_for_pairs_that_no_trajectory_crosses():
     frames = random_scene(3, 1.0, size=(72, 104)).frames(20)
-    tracker = FlowTracker(replace(load_recipe("mme-object"), flow="dis", start_stride=10), no_timing)
+    tracker = FlowTracker(replace(load_recipe("mme-object"), flow="dis", start_stride=10), untimed)
     pairs = []
     original = tracker.pair_motion
     tracker.pair_motion = lambda a, b: pairs.append(1) or original(a, b)

@@ -1,6 +1,5 @@
 """Videos stream through: what is held does not grow with their length."""
 
-import contextlib
 import tracemalloc
 import weakref
 from pathlib import Path
@@ -14,10 +13,7 @@ from data_specs.scene import random_scene
 from extraction.cuts import LOOKAHEAD, ShotFrames
 from extraction.jobs import ShardJob, VideoJob, run_job
 from extraction.process_video import process_video
-
-
-def no_timing(_stage):
-    return contextlib.nullcontext()
+from extraction.stages import untimed
 
 
 def test_only_the_frames_of_one_trajectory_are_held():
@@ -37,7 +33,7 @@ def test_only_the_frames_of_one_trajectory_are_held():
 
     recipe = load_recipe("mme-object").resolved(1)
     recipe = recipe.from_json({**recipe.to_json(), "flow": "dis"}, "test")
-    rows = sum(1 for _ in process_video(ShotFrames(frames(), True, no_timing), recipe, no_timing))
+    rows = sum(1 for _ in process_video(ShotFrames(frames(), True, untimed), recipe, untimed))
     assert rows == 54
     assert most <= recipe.span + LOOKAHEAD + 3
 

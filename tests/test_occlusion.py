@@ -1,6 +1,5 @@
 """The forward-backward check: what something covers is not measured, what stays in sight is."""
 
-import contextlib
 from dataclasses import replace
 
 import numpy as np
@@ -12,10 +11,7 @@ from data_specs.scene import Disc, Scene, Texture, moving
 from extraction.motion.flow_tracker import FlowTracker, TrackedFrame
 from extraction.motion.occlusion import returns, turned_back
 from extraction.motion.rectification import expected_residual
-
-
-def no_timing(_stage):
-    return contextlib.nullcontext()
+from extraction.stages import untimed
 
 
 def covering_scene():
@@ -57,7 +53,7 @@ def test_covered_pixels_are_not_measured_and_others_are(flow):
     recipe = replace(load_recipe("mme-object").resolved(1), flow=flow)
     shares = {}
     for check in (False, True):
-        motion = FlowTracker(replace(recipe, forward_backward=check), no_timing).pair_motion(a, b)
+        motion = FlowTracker(replace(recipe, forward_backward=check), untimed).pair_motion(a, b)
         inner = np.zeros_like(visible)
         inner[6:-6, 6:-6] = True
         shares[check] = motion.measured[inner & ~visible].mean(), 1 - motion.measured[inner & visible].mean()
@@ -74,7 +70,7 @@ def test_fewer_hidden_points_count_as_valid():
     counted = {}
     for check in (False, True):
         recipe = replace(load_recipe("mme-object"), flow="tvl1-fast", forward_backward=check).resolved(7)
-        tracker = FlowTracker(recipe, no_timing)
+        tracker = FlowTracker(recipe, untimed)
         (row,) = [row for frame in frames for row in tracker.push(frame)]
         counted[check] = (row.valid & ~visible).sum(), (~row.valid & np.logical_and.accumulate(visible, axis=1)).sum()
     assert counted[False][0] > 80
