@@ -66,7 +66,7 @@ def score_sequence(scene: Scene, num_frames: int, methods: Sequence[Method], res
     motions: dict[str, list[Any]] = {method.name: [] for method in methods}
     for t, of_pair in enumerate(zip(*(method.motions(frames) for method in methods), strict=True)):
         truth = PairTruth.of(scene, t)
-        common = truth.visible & np.logical_and.reduce([motion.measured for motion, _ in of_pair])
+        common = truth.visible & np.logical_and.reduce([motion.measured & motion.visible for motion, _ in of_pair])
         speed = float(np.linalg.norm(apply_homography(truth.camera, points) - points, axis=1).mean())
         for method, (motion, times) in zip(methods, of_pair, strict=True):
             score_flow(results[method.name].figures, truth, motion, common)

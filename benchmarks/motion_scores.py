@@ -133,7 +133,7 @@ def score_flow(figures: Figures, truth: PairTruth, motion: PairMotion, common: N
     """
     estimated = motion.camera.homography
     speeds = _norm(truth.positions - truth.pixels)
-    own = truth.visible & motion.measured
+    own = truth.visible & motion.measured & motion.visible
     first = _norm(truth.pixels + motion.first_flow - truth.positions)
     moved = truth.pixels + motion.flow
     residual = _norm(moved - apply_homography(np.linalg.inv(estimated), truth.positions))
@@ -142,7 +142,7 @@ def score_flow(figures: Figures, truth: PairTruth, motion: PairMotion, common: N
     for name, values in [("residual flow", residual), ("full flow", full)]:
         figures.add(name, values[common], speeds[common])
         figures.add(f"{name}, own", values[own], speeds[own])
-    figures.add("measured", motion.measured[truth.visible], speeds[truth.visible])
+    figures.add("measured", (motion.measured & motion.visible)[truth.visible], speeds[truth.visible])
     points = grid_points((truth.visible.shape[0], truth.visible.shape[1]), GRID_STRIDE)
     still = apply_homography(truth.camera, points)
     speed = _norm(still - points).mean(keepdims=True)
@@ -155,7 +155,7 @@ def integrate(motions: Sequence[PairMotion], points: NDArray[np.float64], in_ima
     positions, valid = [points], [np.ones(len(points), dtype=np.bool_)]
     for motion in motions:
         moves_by = motion.camera.homography if in_image else np.eye(3)
-        moved, alive = advance(positions[-1], valid[-1], motion.flow, motion.measured, moves_by)
+        moved, alive = advance(positions[-1], valid[-1], motion.flow, motion.measured, motion.visible, moves_by)
         positions.append(moved)
         valid.append(alive)
     homographies = np.stack([motion.camera.homography for motion in motions])

@@ -49,7 +49,7 @@ class ReferenceTracker:
             with self._stage("flow"):
                 flow = self._flow(gray_a, rectified)
         with self._stage("median"):
-            return PairMotion(median_filter(flow), measured, camera, first_flow)
+            return PairMotion(median_filter(flow), measured, np.ones_like(measured), camera, first_flow)
 
     def _flow(self, a: Gray, b: Gray) -> FlowField:
         scaled = a / np.float32(255), b / np.float32(255)  # DualTVL1 takes floating point within 0 ... 1

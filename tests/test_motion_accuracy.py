@@ -35,7 +35,9 @@ def true_motion(truth, homography=None):
     homography = truth.camera if homography is None else homography
     residual = apply_homography(np.linalg.inv(homography), truth.positions) - truth.pixels
     first = truth.positions - truth.pixels
-    return PairMotion(residual, np.ones(SIZE, dtype=bool), CameraMotion(homography, True), first)
+    return PairMotion(
+        residual, np.ones(SIZE, dtype=bool), np.ones(SIZE, dtype=bool), CameraMotion(homography, True), first
+    )
 
 
 def flow_figures(truth, motion):

@@ -25,11 +25,11 @@ def test_a_flow_leads_back_where_the_backward_flow_is_its_opposite():
     flow[..., 0], flow[..., 1] = 3.5, -1.25
     assert returns(flow, -flow).all()
     off = -flow
-    off[:, 20:, 0] += 2.0  # |sum|² of 4 against a tolerance of 0.01 (13.8 + 3.8) + 0.5
+    off[:, 20:, 0] += 2.0  # |sum|² of 4 against a tolerance of 0.05 (13.8 + 3.8) + 2
     back = returns(flow, off)
     assert back[:, :16].all(), "x + 3.5 is left of column 20"
     assert not back[:, 17:].any()
-    assert returns(flow, -flow + np.float32(0.4)).all(), "|sum|² of 0.32 is within the tolerance"
+    assert returns(flow, -flow + np.float32(0.9)).all(), "|sum|² of 1.62 is within the tolerance"
 
 
 def test_turning_back_a_smooth_flow_gives_its_inverse():
@@ -56,10 +56,10 @@ def test_covered_pixels_are_not_measured_and_others_are(flow):
         motion = FlowTracker(replace(recipe, forward_backward=check), untimed).pair_motion(a, b)
         inner = np.zeros_like(visible)
         inner[6:-6, 6:-6] = True
-        shares[check] = motion.measured[inner & ~visible].mean(), 1 - motion.measured[inner & visible].mean()
+        shares[check] = motion.visible[inner & ~visible].mean(), 1 - motion.visible[inner & visible].mean()
     assert (~visible)[6:-6, 6:-6].sum() > 150
     assert shares[False] == (1, 0)
-    assert shares[True][0] < (0.6 if flow == "dis" else 0.4)
+    assert shares[True][0] < (0.9 if flow == "dis" else 0.4)
     assert shares[True][1] < (0.1 if flow == "dis" else 0.03)
 
 

@@ -16,7 +16,9 @@ def track(flow, points, steps=6, measured=None, homography=IDENTITY):
     measured = np.ones(SIZE, bool) if measured is None else measured
     positions, valid = [points], [np.ones(len(points), bool)]
     for _ in range(steps):
-        moved, alive = advance(positions[-1], valid[-1], flow.astype(np.float32), measured, homography)
+        moved, alive = advance(
+            positions[-1], valid[-1], flow.astype(np.float32), measured, np.ones_like(measured), homography
+        )
         positions.append(moved)
         valid.append(alive)
     return np.stack(positions, axis=1), np.stack(valid, axis=1)
@@ -120,7 +122,7 @@ def test_a_flow_that_is_not_a_number_or_too_long_to_store_is_not_valid():
     _, valid = track(flow, np.array([[30.0, 20.0], [29.5, 20.0], [50.0, 20.0]]), steps=1)
     assert valid[:, 1].tolist() == [False, False, True]
     wide = np.full((20, 1200, 2), [600.0, 0.0], np.float32)
-    _, valid = advance(np.array([[3.0, 3.0]]), np.ones(1, bool), wide, np.ones((20, 1200), bool), IDENTITY)
+    _, valid = advance(np.array([[3.0, 3.0]]), np.ones(1, bool), wide, *2 * [np.ones((20, 1200), bool)], IDENTITY)
     assert not valid[0]
 
 

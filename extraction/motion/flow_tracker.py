@@ -52,12 +52,14 @@ class PairMotion:
     """The motion from frame a to frame b.
 
     `flow`: float32 (H, W, 2), median-filtered: the residual where the camera was estimated, else the full flow.
-    `measured`: bool (H, W), false where the rectified b has no pixel, and where the flow does not lead back.
+    `measured`: bool (H, W), false where the rectified b has no pixel.
+    `visible`: bool (H, W), false where something covers the pixel in b: the flow does not lead back.
     `first_flow`: float32 (H, W, 2), the first pass's a -> b as it was measured, camera included and not filtered.
     """
 
     flow: FlowField
     measured: NDArray[np.bool_]
+    visible: NDArray[np.bool_]
     camera: CameraMotion
     first_flow: FlowField
 
@@ -140,10 +142,11 @@ class FlowTracker:
             flow = self._flow.second(gray_a, gray_b, expected, rectified=camera.estimated)
         with self._stage("median"):
             flow = median_filter(flow)
+        visible = np.ones(frame_size, dtype=np.bool_)
         if self._recipe.forward_backward:
             with self._stage("backward"):
-                measured &= returns(flow, median_filter(self._flow.backward(gray_a, gray_b, flow)))
-        return PairMotion(flow, measured, camera, first_flow)
+                visible = returns(flow, median_filter(self._flow.backward(gray_a, gray_b, flow)))
+        return PairMotion(flow, measured, visible, camera, first_flow)
 
     def _camera(self, a: TrackedFrame, b: TrackedFrame, flow: FlowField) -> CameraMotion:
         pairs = []
@@ -172,7 +175,7 @@ class FlowTracker:
         moves_by = motion.camera.homography if in_image else np.eye(3)
         points = np.concatenate([row.positions[:, row.steps_done] for row in rows])
         alive = np.concatenate([row.valid[:, row.steps_done] for row in rows])
-        points, alive = advance(points, alive, motion.flow, motion.measured, moves_by)
+        points, alive = advance(points, alive, motion.flow, motion.measured, motion.visible, moves_by)
         count = len(points) // len(rows)
         for number, row in enumerate(rows):
             own = slice(number * count, (number + 1) * count)
@@ -188,7 +191,11 @@ class FlowTracker:
         recipe = self._recipe
         with self._stage("descriptors"):
             return describe_flow(
-                motion.flow, motion.measured, recipe.grid_stride, recipe.descriptors, recipe.hof_still_px
+                motion.flow,
+                motion.measured & motion.visible,
+                recipe.grid_stride,
+                recipe.descriptors,
+                recipe.hof_still_px,
             )
 
 

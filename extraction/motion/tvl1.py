@@ -65,12 +65,12 @@ class TVL1Options:
 
 OPENCV = TVL1Options()
 FAST = TVL1Options(
-    scales=2, scale_step=0.5, warps=3, rounds=1, iterations=30, tolerance=0, median=3, smoothing=0.8, edge=20,
+    scales=2, scale_step=0.5, warps=3, rounds=1, iterations=20, tolerance=0, median=3, smoothing=0.8, edge=20,
     gradient="mean",
 )  # fmt: skip
-QUALITY = dataclasses.replace(FAST, warps=5, iterations=50)
-CHECK = dataclasses.replace(FAST, scales=1, warps=2, iterations=20)
-HALF = dataclasses.replace(FAST, scales=5, warps=5, median=5, edge=0)
+QUALITY = dataclasses.replace(FAST, warps=4, iterations=40)
+CHECK = dataclasses.replace(FAST, scales=1, warps=1, iterations=10)
+HALF = dataclasses.replace(FAST, scales=5, warps=5, iterations=30, median=5, edge=0)
 
 
 class _Scale:
