@@ -13,6 +13,7 @@ from data_specs.dataset import DatasetError, VideoList, dataset_names, load_vide
 from data_specs.recipe import Flow, Recipe, RecipeError, load_recipe, recipe_names
 from data_specs.track_store import StoreError, StoreInfo
 from extraction.commit import ShardFolder, begin_store, check_store
+from extraction.kernels import compile_kernels
 from extraction.plan import ShardPlan, estimate, parse_shards, plan_shards, store_info
 from extraction.progress import Progress
 from extraction.run import Executor, LocalExecutor, RunSummary, WorkerLostError, run
@@ -146,6 +147,8 @@ def extract_tracks(options: jsonargparse.Namespace) -> int:
 def _run(
     plans: list[ShardPlan], videos: VideoList, info: StoreInfo, store: Path, options: jsonargparse.Namespace
 ) -> RunSummary:
+    if any(plan.todo for plan in plans):
+        compile_kernels(info.recipe)
     executor: Executor
     if options.executor == "ray":
         from extraction.ray_runner import RayExecutor  # noqa: PLC0415 (seconds to import, and not always wanted)
