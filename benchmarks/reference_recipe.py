@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extraction.camera import CameraMotion, is_plausible
-from extraction.motion.dense_flow import FlowField, Gray, median_filter
+from extraction.motion.dense_flow import median_filter
+from extraction.motion.fields import FlowField, Gray
 from extraction.motion.flow_tracker import PairMotion, TrackedFrame
 from extraction.motion.rectification import rectify
 from extraction.stages import Stage

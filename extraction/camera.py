@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from data_specs.geometry import apply_homography
 from data_specs.recipe import CameraFeature, Recipe
 from extraction.matching import mutual_nearest
-from extraction.motion.dense_flow import FlowField
+from extraction.motion.fields import FlowField
 from extraction.surf import surf
 
 Points = NDArray[np.float32]

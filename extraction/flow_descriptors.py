@@ -23,7 +23,7 @@ from data_specs.encoding import MAX_STEP_PX
 from data_specs.geometry import grid_size
 from data_specs.recipe import Descriptor
 from data_specs.schema import FLOW_BINS
-from extraction.motion.dense_flow import FlowField
+from extraction.motion.fields import FlowField
 from extraction.orientation import full_turn
 
 _EIGHT, _ONE, _ZERO = np.float32(FLOW_BINS), np.float32(1), np.float32(0)

@@ -12,11 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_specs.recipe import Flow
+from extraction.motion.fields import FlowField, Gray
 from extraction.motion.occlusion import turned_back
 from extraction.motion.tvl1 import CHECK, FAST, HALF, QUALITY, TVL1, TVL1Options, resize_flow
-
-Gray = NDArray[np.float32]
-FlowField = NDArray[np.float32]
 
 # Grey levels beyond which a difference says no more than that two pixels do not match.
 _MISMATCH = 40.0

@@ -25,7 +25,8 @@ from extraction.camera import (
     match_features,
 )
 from extraction.flow_descriptors import FlowDescriptors, describe_flow
-from extraction.motion.dense_flow import FlowField, make_flow, median_filter
+from extraction.motion.dense_flow import make_flow, median_filter
+from extraction.motion.fields import FlowField
 from extraction.motion.occlusion import returns
 from extraction.motion.rectification import expected_residual, rectify
 from extraction.motion.tracker import RowTracks

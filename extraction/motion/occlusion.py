@@ -10,7 +10,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-FlowField = NDArray[np.float32]
+from extraction.motion.fields import FlowField
 
 # |w + w'|² < relative (|w|² + |w'|²) + absolute, lengths in px. Sundaram et al. (section 3.1) take 0.01 and 0.5, which
 # loses more than a tenth of the visible points at 14 to 20 px per frame; a wider gap lets few hidden ones through.

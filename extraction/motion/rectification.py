@@ -5,7 +5,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from extraction.motion.dense_flow import FlowField, Gray
+from extraction.motion.fields import FlowField, Gray
 
 
 def rectify(gray: Gray, homography: NDArray[np.float64]) -> tuple[Gray, NDArray[np.bool_]]:

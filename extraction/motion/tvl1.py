@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from extraction.motion.fields import FlowField, Gray
 from extraction.motion.tvl1_kernels import (
     Plane,
     edge_weight,
@@ -23,9 +24,6 @@ from extraction.motion.tvl1_kernels import (
     linearise_given_gradient,
     new_plane,
 )
-
-Gray = NDArray[np.float32]
-FlowField = NDArray[np.float32]
 
 _SMALLEST_SCALE = 16  # px; the least side of a pyramid's image
 
