@@ -10,17 +10,18 @@ RANSAC, see reference_recipe.py), or RECIPE or RECIPE:FLOW of this project. They
 Two tables, all errors in px, a row for each method and range of *true* displacement in px per frame (of the pixel; of
 the point, on average over its steps; of the pair's grid for camera and times), and one over everything:
 
-1. End-point error of the first flow on visible pixels; of the residual flow, against G^-1 y - x of the method's own G,
+1. End-point error of the first pass on visible pixels; of the residual flow, against G^-1 y - x of the method's own G,
    on pixels visible and measured by every method, and by itself ("own"); of the full flow G (x + r), which compares
    between methods; share of visible pixels measured; mean error of G over the grid; median times, and how many times
    as fast as the reference.
 2. Trajectories, L = 6: end-point error in the image, on points valid in every method to the end and truly visible
    (the headline), on the method's own ("own"), on objects and background; the same without the camera; of the
-   published integration of the method's first flow; false valid: steps valid but truly hidden or outside; missed:
+   published integration of the method's first pass; false valid: steps valid but truly hidden or outside; missed:
    steps up to which a point is visible all along, but that are not valid.
 
 With --pairs: a list of lines `image_a image_b flow`, relative to the list's folder; flow is .flo (Middlebury, Sintel)
-or KITTI's 16-bit .png. Scores the first flow where the truth is known; outliers are KITTI's, off by more than 3 px and
+or KITTI's 16-bit .png. Scores the flow, both passes with the camera left in, where the truth is known; outliers are
+KITTI's, off by more than 3 px and
 5 %.
 """
 
@@ -85,7 +86,7 @@ def score_sequence(scene: Scene, num_frames: int, methods: Sequence[Method], res
 
 
 def score_pairs(list_file: str, methods: Sequence[Method]) -> dict[str, Result]:
-    """The first-pass flow of the methods on the pairs of a list; raises FlowFileError."""
+    """The flow of the methods, camera included, on the pairs of a list; raises FlowFileError."""
     results = {method.name: Result() for method in methods}
     for number, files in enumerate(pairs := list_pairs(list_file)):
         _progress(f"pair {number + 1} of {len(pairs)}: {files[0]}")
@@ -93,9 +94,9 @@ def score_pairs(list_file: str, methods: Sequence[Method]) -> dict[str, Result]:
         speeds = np.linalg.norm(pair.flow[pair.known], axis=-1)
         for method in methods:
             ((motion, times),) = method.motions(pair.frames)
-            errors = np.linalg.norm((motion.first_flow - pair.flow)[pair.known], axis=-1)
+            errors = np.linalg.norm((motion.flow - pair.flow)[pair.known], axis=-1)
             figures = results[method.name].figures
-            figures.add("first flow", errors, speeds)
+            figures.add("flow", errors, speeds)
             figures.add("outliers", (errors > 3) & (errors > 0.05 * speeds), speeds)
             results[method.name].times.append((float(speeds.mean()) if len(speeds) else 0.0, times))
     return results

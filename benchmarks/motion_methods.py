@@ -19,7 +19,7 @@ REFERENCE = "reference"
 @dataclasses.dataclass(frozen=True)
 class PassTimes:
     """Milliseconds of one pair: the first flow, everything up to the homography, rectification and second flow with
-    its median filter, and all together.
+    its median filter and the check, and all together.
     """
 
     first: float

@@ -55,7 +55,7 @@ def flow_table(results: Results) -> str:
         return "–" if reference is None else f"{results[method].times_as_fast(reference, label):.1f}"
 
     columns: dict[str, Cell] = {
-        "first flow": _mean(results, "first flow"),
+        "first pass": _mean(results, "first pass"),
         "residual": _mean(results, "residual flow"),
         "÷ reference": ratio,
         "residual, own": _mean(results, "residual flow, own"),
@@ -92,9 +92,9 @@ def track_table(results: Results) -> str:
 def pairs_table(results: Results) -> str:
     """First-pass flow on pairs of files."""
     columns: dict[str, Cell] = {
-        "EPE": _mean(results, "first flow"),
+        "EPE": _mean(results, "flow"),
         "outliers": _mean(results, "outliers"),
-        "pixels": lambda method, label: str(results[method].figures.count("first flow", label)),
+        "pixels": lambda method, label: str(results[method].figures.count("flow", label)),
         "ms": lambda method, label: _time(results, "first")(method, label) if label == "all" else "",
     }
     return _table(results, columns)
@@ -123,7 +123,7 @@ def write_plot(results: Results, path: str | Path) -> None:
     for panel, label in zip(panels, BINS, strict=True):
         for number, (name, result) in enumerate(results.items()):
             ms = result.milliseconds("all")
-            first = ms["first"], result.figures.mean("first flow", label)
+            first = ms["first"], result.figures.mean("first pass", label)
             both = ms["total"], result.figures.mean("full flow", label)
             colour = f"C{number}"
             panel.plot(*zip(first, both, strict=True), color=colour, linewidth=0.7)

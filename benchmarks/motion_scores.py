@@ -138,7 +138,7 @@ def score_flow(figures: Figures, truth: PairTruth, motion: PairMotion, common: N
     moved = truth.pixels + motion.flow
     residual = _norm(moved - apply_homography(np.linalg.inv(estimated), truth.positions))
     full = _norm(apply_homography(estimated, moved) - truth.positions)
-    figures.add("first flow", first[truth.visible], speeds[truth.visible])
+    figures.add("first pass", first[truth.visible], speeds[truth.visible])
     for name, values in [("residual flow", residual), ("full flow", full)]:
         figures.add(name, values[common], speeds[common])
         figures.add(f"{name}, own", values[own], speeds[own])

@@ -65,8 +65,7 @@ class StoreInfo:
             info = cls(
                 dataset=str(fields["dataset"]["name"]),
                 split=str(fields["dataset"]["split"]),
-                # a store without the field is from before cuts were looked for
-                recipe=Recipe.from_json({"detect_cuts": False, **fields["recipe"]}, where),
+                recipe=Recipe.from_json(_present_fields(fields["recipe"]), where),
                 list_sha256=str(fields["list"]["sha256"]),
                 num_videos=int(fields["list"]["videos"]),
                 num_shards=int(fields["shards"]),
@@ -77,6 +76,13 @@ class StoreInfo:
         if info.recipe.start_stride is None:
             raise StoreError(f"{where}: recipe.start_stride is null; a store's recipe must give it")
         return info
+
+
+def _present_fields(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's fields in today's terms: before cuts were looked for, `tvl1` was OpenCV's."""
+    if "detect_cuts" in recipe:
+        return recipe
+    return {**recipe, "detect_cuts": False, "flow": "tvl1-opencv" if recipe["flow"] == "tvl1" else recipe["flow"]}
 
 
 @dataclasses.dataclass(frozen=True)

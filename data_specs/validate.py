@@ -260,8 +260,8 @@ class _ShardCheck:
         if "hog" in data:
             if data["hog"][valid[:, :-1] == 0].any():
                 yield f"{where}: a histogram is not 0 where its point is not valid"
-            if (data["start/hog_scale"] < 0).any():
-                yield f"{where}: start/hog_scale holds {data['start/hog_scale'].min()}, must be 0 or more"
+            if not (np.isfinite(data["start/hog_scale"]) & (data["start/hog_scale"] >= 0)).all():
+                yield f"{where}: start/hog_scale holds {data['start/hog_scale'].min()}, must be 0 or more and finite"
         grid = grid_points(frame_size, self.recipe.grid_stride)
         positions = decode_positions(displacement, np.tile(grid, (len(valid) // len(grid), 1)))
         # positions were rounded by up to half a unit after they were found to be inside
@@ -281,8 +281,9 @@ class _ShardCheck:
         for name in self.recipe.descriptors:
             if data[name][measured == 0].any():
                 yield f"{where}: {name} is not 0 where its cell is not measured"
-            if (scale := data.get(f"start/{name}_scale")) is not None and (scale < 0).any():
-                yield f"{where}: start/{name}_scale holds {scale.min()}, must be 0 or more"
+            scale = data.get(f"start/{name}_scale")
+            if scale is not None and not (np.isfinite(scale) & (scale >= 0)).all():
+                yield f"{where}: start/{name}_scale holds {scale.min()}, must be 0 or more and finite"
 
 
 def _is_fill(values: NDArray[Any], spec: ArraySpec) -> NDArray[np.bool_]:

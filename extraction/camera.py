@@ -125,8 +125,10 @@ def is_plausible(homography: NDArray[np.float64], frame_size: tuple[int, int]) -
     """Whether a homography keeps the frame's orientation and moves no corner by half its diagonal or more."""
     height, width = frame_size
     corners = np.array([[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]], dtype=np.float64)
-    depth = corners @ homography[2, :2] + homography[2, 2]
-    if not (np.isfinite(homography).all() and (depth > 0).all() and np.linalg.det(homography) > 0):
+    if not (np.isfinite(homography).all() and np.linalg.det(homography) > 0):
         return False
+    for g in (homography, np.linalg.inv(homography)):  # neither frame may reach beyond the other's horizon
+        if not (corners @ g[2, :2] + g[2, 2] > 0).all():
+            return False
     shift = np.linalg.norm(apply_homography(homography, corners) - corners, axis=1)
     return bool(shift.max() < _LARGEST_SHIFT * np.hypot(height, width))

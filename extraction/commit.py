@@ -73,7 +73,7 @@ def check_store(path: Path, info: StoreInfo) -> None:
         if old_version != new_version:
             logger.warning(
                 "%s was begun with %s %s, this is %s: videos may differ from those already in it",
-                path, package, old_version, new_version,
+                path, package, old_version or "not recorded", new_version or "not used",
             )  # fmt: skip
 
 

@@ -125,6 +125,9 @@ class CutDetector:
             return False
         for neighbours in ((t - 2, t - 1), (t + 1, t + 2)):
             scores = [self._residual(u - 1, u) for u in neighbours if self._has(u - 1) and self._has(u)]
+            # a single pair, at the video's end, that would be a cut itself says nothing of how much goes on here
+            if len(scores) == 1 and scores[0] >= _LEAST:
+                continue
             if scores and score < _STANDS_OUT * min(scores):
                 return False
         returns = [(t - 1, u) for u in (t + 1, t + 2)] + [(u, t) for u in (t - 2, t - 3)]

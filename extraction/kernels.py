@@ -23,7 +23,8 @@ def compile_kernels(recipe: Recipe) -> None:
     """
     begun = time.perf_counter()
     recipe = dataclasses.replace(recipe, frame_step=1, start_stride=recipe.length + 1)
-    clip = random_scene(0, 1.0, (64, 80)).frames(recipe.length + 1)
+    side = max(64, 2 * recipe.grid_stride)
+    clip = random_scene(0, 1.0, (side, side + 16)).frames(recipe.length + 1)
     for _ in process_video(ShotFrames(clip, recipe.detect_cuts, untimed), recipe, untimed):
         pass
     took = time.perf_counter() - begun

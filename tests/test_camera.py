@@ -135,3 +135,14 @@ def test_tiny_frames_have_no_features_and_do_not_crash(kind):
 )
 def test_wild_homographies_are_refused(homography, plausible):
     assert is_plausible(homography, (136, 184)) is plausible
+
+
+def test_a_camera_whose_inverse_has_its_horizon_in_the_frame_is_refused():
+    """G's own denominator is positive at every corner of the frame, its inverse's is not."""
+    homography = np.array([[1.5, 0, 0], [0, 1.5, 0], [0.012, 0, 1.5]])
+    corners = np.array([[0, 0], [159, 0], [159, 119], [0, 119]], float)
+    inverse = np.linalg.inv(homography)
+    assert (corners @ homography[2, :2] + homography[2, 2] > 0).all()
+    assert not (corners @ inverse[2, :2] + inverse[2, 2] > 0).all()
+    assert np.abs(apply_homography(homography, corners) - corners).max() < 100, "it is not refused for its shift"
+    assert not is_plausible(homography, (120, 160))

@@ -322,3 +322,13 @@ def test_a_recipe_can_do_without(cut_store, tmp_path):
     assert "cut" not in shard.group
     assert shard.cuts == [(), ()]
     assert validate_store(tmp_path / "s") == []
+
+
+@pytest.mark.parametrize(
+    ("lengths", "cuts"), [((1, 1, 9), [1, 2]), ((9, 1, 1), [9, 10]), ((1, 1, 1), [1, 2]), ((1, 7), [1]), ((7, 1), [7])]
+)
+def test_shots_of_one_frame_at_the_video_s_ends(lengths, cuts):
+    shots = [random_scene(10 * i + 3, 1.5, (128, 168)).frames(length) for i, length in enumerate(lengths)]
+    detected = ShotFrames([frame for shot in shots for frame in shot], True, untimed)
+    assert sum(1 for _ in detected) == sum(lengths)
+    assert detected.cuts == cuts

@@ -63,7 +63,7 @@ def test_the_truth_as_a_method_scores_nothing(scene):
     result = Result()
     motion_accuracy.score_sequence(scene, FRAMES, [Oracle(scene)], {"truth": result})
     mean = result.figures.mean
-    for name in ["first flow", "residual flow", "full flow", "camera", "missed"]:
+    for name in ["first pass", "residual flow", "full flow", "camera", "missed"]:
         assert mean(name, "all") < (0.01 if name == "missed" else 1e-9), name
     assert mean("measured", "all") == mean("camera estimated", "all") == 1
     # the flow's samples mix object and background at the rims, so that only the background's tracks are exact
@@ -106,7 +106,7 @@ def test_errors_of_known_size_score_that_size(scene):
     perfect, off_by = true_motion(truth), np.array([3.0, 4.0])
     off = dataclasses.replace(perfect, first_flow=perfect.first_flow + off_by, flow=perfect.flow - off_by / 5)
     mean = flow_figures(truth, off)
-    assert mean("first flow") == pytest.approx(5)
+    assert mean("first pass") == pytest.approx(5)
     assert mean("residual flow") == pytest.approx(1)
     assert mean("full flow") == pytest.approx(1, abs=0.1), "G changes lengths a little"
     # a wrong G by (3, 4) px, and a residual that makes up for it
@@ -120,7 +120,7 @@ def test_errors_of_known_size_score_that_size(scene):
 def test_swapped_axes_and_a_reversed_camera_score_badly(scene):
     truth = PairTruth.of(scene, 1)
     swapped = dataclasses.replace(true_motion(truth), first_flow=(truth.positions - truth.pixels)[..., ::-1])
-    assert flow_figures(truth, swapped)("first flow") > 2
+    assert flow_figures(truth, swapped)("first pass") > 2
     reversed_camera = dataclasses.replace(true_motion(truth), camera=CameraMotion(np.linalg.inv(truth.camera), True))
     assert flow_figures(truth, reversed_camera)("camera") > 5
     assert flow_figures(truth, reversed_camera)("residual flow") > 5
@@ -202,9 +202,9 @@ def test_the_command_on_quick_sequences(tmp_path, capsys):
     found = json.loads(out.read_text())["methods"]
     slow, all_speeds = (found["mme-object:dis"][label] for label in ("≤ 2", "all"))
     for label in BINS:
-        assert found["mme-object:dis"][label]["first flow"]["count"] > 5000, f"{label} is not filled"
+        assert found["mme-object:dis"][label]["first pass"]["count"] > 5000, f"{label} is not filled"
         assert found["mme-object:dis"][label]["camera"]["count"] > 2
-    assert 0 < slow["first flow"]["mean"] < 0.3
+    assert 0 < slow["first pass"]["mean"] < 0.3
     assert 0 < slow["residual flow"]["mean"] < 0.3
     assert 0 < slow["camera"]["mean"] < 0.2
     assert 0 < slow["end point, background"]["mean"] < 0.5
@@ -359,8 +359,7 @@ def test_pairs_of_files_are_scored(tmp_path, capsys):
         assert motion_accuracy.main(arguments) == 0
     assert "| mme:dis | ≤ 2 |" in capsys.readouterr().out
     good, half, swapped = (
-        json.loads((tmp_path / n).read_text())["methods"]["mme:dis"]["all"]["first flow"]
-        for n in ("good", "half", "swapped")
+        json.loads((tmp_path / n).read_text())["methods"]["mme:dis"]["all"]["flow"] for n in ("good", "half", "swapped")
     )
     assert (good["count"], half["count"]) == (72 * 100, 72 * 50)
     assert good["mean"] < 0.2

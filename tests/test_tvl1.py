@@ -214,3 +214,16 @@ def test_what_is_still_does_not_take_a_neighbours_flow():
     wrong_before = ((np.abs(spilt).max(axis=-1) > 0) & (moves == 0)).mean()
     wrong_after = ((np.abs(begun).max(axis=-1) > 0) & (moves == 0)).mean()
     assert wrong_after < 0.5 * wrong_before
+
+
+def test_what_matches_nothing_does_not_walk_along_an_edge():
+    """A bright bar that is gone in the second frame pulls with all its gradient, and each warp may go 3 px at a scale."""
+    a = np.full((64, 96), 40, np.float32)
+    a[:, 40:48] = 220
+    b = np.full((64, 96), 40, np.float32)
+    b[20:44, 60:66] = 220
+    bound = dataclasses.replace(QUALITY, scales=1)
+    free = dataclasses.replace(bound, reach=0)
+    start = np.full((64, 96, 2), 0.25, np.float32)
+    assert np.abs(TVL1(free)(a, b, start) - start).max() > 4
+    assert np.abs(TVL1(bound)(a, b, start) - start).max() <= 3 + 1e-6

@@ -193,7 +193,7 @@ class FlowTracker:
         with self._stage("descriptors"):
             return describe_flow(
                 motion.flow,
-                motion.measured & motion.visible,
+                motion.measured,
                 recipe.grid_stride,
                 recipe.descriptors,
                 recipe.hof_still_px,

@@ -40,6 +40,8 @@ def _maps_inside(homography: NDArray[np.float64], inside: NDArray[np.uint8]) -> 
 def expected_residual(flow: FlowField, homography: NDArray[np.float64]) -> FlowField:
     """The residual r that a full flow f and the camera G leave, G (x + r) = x + f: float32 (H, W, 2), px.
 
+    0 where x + f lies beyond the horizon of G's inverse, of which nothing in a can be seen.
+
     flow: float32 (H, W, 2), a -> b. homography: float64 (3, 3), G.
     """
     height, width = flow.shape[:2]
@@ -49,6 +51,9 @@ def expected_residual(flow: FlowField, homography: NDArray[np.float64]) -> FlowF
         for x in range(width):
             u, v = x + np.float64(flow[y, x, 0]), y + np.float64(flow[y, x, 1])
             w = g[2, 0] * u + g[2, 1] * v + g[2, 2]
+            if w <= 1e-6:
+                residual[y, x, 0] = residual[y, x, 1] = 0
+                continue
             residual[y, x, 0] = (g[0, 0] * u + g[0, 1] * v + g[0, 2]) / w - x
             residual[y, x, 1] = (g[1, 0] * u + g[1, 1] * v + g[1, 2]) / w - y
     return residual

@@ -46,6 +46,9 @@ class TVL1Options:
     """A warp ends once an iteration changes the flow by less than this (root mean square, px); 0: never early."""
     median: int = 5
     """Side of the median filter, 3 or 5; 1 for none."""
+    reach: float = 0.0
+    """How far one scale may move the flow of a pixel (px of that scale, each component): without a bound, what matches
+    nothing walks on along a strong edge. 0: any distance."""
     data_weight: float = 0.15
     """lambda, per grey level (0 ... 255)."""
     coupling: float = 0.3
@@ -63,12 +66,12 @@ class TVL1Options:
 
 OPENCV = TVL1Options()
 FAST = TVL1Options(
-    scales=2, scale_step=0.5, warps=3, rounds=1, iterations=20, tolerance=0, median=3, smoothing=0.8, edge=20,
+    scales=2, scale_step=0.5, warps=3, rounds=1, iterations=20, tolerance=0, median=3, reach=3, smoothing=0.8, edge=20,
     gradient="mean",
 )  # fmt: skip
 QUALITY = dataclasses.replace(FAST, warps=4, iterations=40)
 CHECK = dataclasses.replace(FAST, scales=1, warps=1, iterations=10)
-HALF = dataclasses.replace(FAST, scales=5, warps=5, iterations=30, median=5, edge=0)
+HALF = dataclasses.replace(FAST, scales=5, warps=5, iterations=30, median=5, reach=0, edge=0)
 
 
 class _Scale:
@@ -90,14 +93,10 @@ class _Scale:
 
 
 class TVL1:
-    """TV-L1 flow with the given options. Keeps its buffers: one object for each thread.
-
-    `pixel_iterations` counts the work done: pixels times iterations, over all calls.
-    """
+    """TV-L1 flow with the given options. Keeps its buffers: one object for each thread."""
 
     def __init__(self, options: TVL1Options) -> None:
         self.options = options
-        self.pixel_iterations = 0
         self._scales: dict[tuple[int, int], _Scale] = {}
         self._steps = tuple(
             np.float32(step)
@@ -162,29 +161,35 @@ class TVL1:
             edge_weight(scale.a, scale.weight, size, options.edge, 10.0)
         else:
             scale.weight[:] = 1
-        gradient = _central_differences(b) if options.gradient == "target" else ()
+        gradient = _central_differences(b) if options.gradient == "target" else None
         tolerance = options.tolerance**2 if options.tolerance else -1.0
         for _ in range(options.warps):
             np.add(scale.x, u1, out=scale.map_x)
             np.add(scale.y, u2, out=scale.map_y)
-            if options.gradient == "mean":
-                self._sample(b, scale, scale.warped, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
-                linearise(scale.a, scale.warped, scale.flow, scale.linear, scale.mean, size)
-            else:
-                for source, plane in zip((b, *gradient), (scale.warped, *scale.linear[:2]), strict=True):
-                    self._sample(source, scale, plane, cv2.INTER_CUBIC, cv2.BORDER_CONSTANT)
-                linearise_given_gradient(scale.a, scale.warped, scale.flow, scale.linear, size)
+            self._linearise(scale, b, gradient)
             for _ in range(options.rounds):
                 if options.median > 1:
                     u1[:] = cv2.medianBlur(np.ascontiguousarray(u1), options.median)
                     u2[:] = cv2.medianBlur(np.ascontiguousarray(u2), options.median)
-                done, converged = iterate(
+                _, converged = iterate(
                     scale.flow, scale.dual, scale.linear, scale.weight, size, options.iterations, self._steps, tolerance
                 )
-                self.pixel_iterations += done * a.size
                 if converged:
                     break
+            if options.reach:
+                for u, begun in ((u1, initial[..., 0]), (u2, initial[..., 1])):
+                    np.clip(u, begun - options.reach, begun + options.reach, out=u)
         return np.stack([u1, u2], axis=-1)
+
+    def _linearise(self, scale: _Scale, b: Gray, gradient: tuple[Gray, Gray] | None) -> None:
+        """Around the flow whose maps the scale holds; by b's own gradient where that is given."""
+        if gradient is None:
+            self._sample(b, scale, scale.warped, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
+            linearise(scale.a, scale.warped, scale.flow, scale.linear, scale.mean, scale.size)
+            return
+        for source, plane in zip((b, *gradient), (scale.warped, *scale.linear[:2]), strict=True):
+            self._sample(source, scale, plane, cv2.INTER_CUBIC, cv2.BORDER_CONSTANT)
+        linearise_given_gradient(scale.a, scale.warped, scale.flow, scale.linear, scale.size)
 
     @staticmethod
     def _sample(image: Gray, scale: _Scale, plane: Plane, interpolation: int, border: int) -> None:
