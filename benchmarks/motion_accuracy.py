@@ -21,8 +21,7 @@ the point, on average over its steps; of the pair's grid for camera and times), 
 
 With --pairs: a list of lines `image_a image_b flow`, relative to the list's folder; flow is .flo (Middlebury, Sintel)
 or KITTI's 16-bit .png. Scores the flow, both passes with the camera left in, where the truth is known; outliers are
-KITTI's, off by more than 3 px and
-5 %.
+KITTI's, off by more than 3 px and 5 %.
 """
 
 import argparse

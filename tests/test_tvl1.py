@@ -217,7 +217,7 @@ def test_what_is_still_does_not_take_a_neighbours_flow():
 
 
 def test_what_matches_nothing_does_not_walk_along_an_edge():
-    """A bright bar that is gone in the second frame pulls with all its gradient, and each warp may go 3 px at a scale."""
+    """A bright bar that is gone in the second frame pulls with all its gradient; one scale may move it by 3 px."""
     a = np.full((64, 96), 40, np.float32)
     a[:, 40:48] = 220
     b = np.full((64, 96), 40, np.float32)
