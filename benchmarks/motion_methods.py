@@ -63,7 +63,9 @@ class _PassTimer:
         """Split at the end of the first flow, and where the rectification (or else the second flow) begins."""
         names = [name for name, _ in self.done]
         first = names.index("flow") + 1
-        second = next((i for i, name in enumerate(names) if i >= first and name in {"warp", "flow", "median"}), len(names))
+        second = next(
+            (i for i, name in enumerate(names) if i >= first and name in {"warp", "flow", "median"}), len(names)
+        )
         parts = [sum(ms for _, ms in part) for part in (self.done[:first], self.done[first:second], self.done[second:])]
         return PassTimes(parts[0], parts[1], parts[2], total)
 
