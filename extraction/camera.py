@@ -20,11 +20,11 @@ Points = NDArray[np.float32]
 """float32 (N, 2): x, y in pixels."""
 
 _MAX_FEATURES = 500
-_MAX_CORNERS = 1000
-_CORNER_QUALITY, _CORNER_DISTANCE = 0.001, 3
+MAX_CORNERS = 1000
+CORNER_QUALITY, CORNER_DISTANCE = 0.001, 3
 # A camera that moves a corner of the frame by more than this share of the diagonal from one frame to the next shows
 # next to nothing of the same scene; estimates beyond it are wild.
-_LARGEST_SHIFT = 0.5
+LARGEST_SHIFT = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ def match_features(a: Features, b: Features) -> tuple[Points, Points]:
 
 def carry_corners(gray: NDArray[np.uint8], flow: FlowField) -> tuple[Points, Points]:
     """Corners of the first frame (Shi & Tomasi) and where the flow, sampled *at those corners*, takes them."""
-    corners = cv2.goodFeaturesToTrack(gray, _MAX_CORNERS, _CORNER_QUALITY, _CORNER_DISTANCE)
+    corners = cv2.goodFeaturesToTrack(gray, MAX_CORNERS, CORNER_QUALITY, CORNER_DISTANCE)
     if corners is None:
         return np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32)
     corners = corners.reshape(-1, 2)
@@ -104,4 +104,4 @@ def is_plausible(homography: NDArray[np.float64], frame_size: tuple[int, int]) -
     if not (np.isfinite(homography).all() and (depth > 0).all() and np.linalg.det(homography) > 0):
         return False
     shift = np.linalg.norm(apply_homography(homography, corners) - corners, axis=1)
-    return bool(shift.max() < _LARGEST_SHIFT * np.hypot(height, width))
+    return bool(shift.max() < LARGEST_SHIFT * np.hypot(height, width))

@@ -17,6 +17,7 @@ from data_specs.recipe import Recipe
 from data_specs.schema import array_specs
 from data_specs.track_store import StoreInfo
 from extraction.commit import ShardFolder
+from extraction.motion.gpu.device import device_versions
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +62,8 @@ class Estimate:
     stored_bytes: float
 
 
-def software_versions() -> dict[str, str]:
-    """Versions of everything that can change a store's bytes."""
+def software_versions(device: str = "cpu") -> dict[str, str]:
+    """Versions of everything that can change a store's bytes, and the device that does if it is not the CPU."""
     packages = {
         "motion-targets": "motion-targets",
         "av": "av",
@@ -75,10 +76,10 @@ def software_versions() -> dict[str, str]:
         "zarr": "zarr",
     }
     versions = {name: importlib.metadata.version(package) for name, package in packages.items()}
-    return {**versions, "python": platform.python_version()}
+    return {**versions, "python": platform.python_version(), **device_versions(device)}
 
 
-def store_info(videos: VideoList, recipe: Recipe, num_shards: int) -> StoreInfo:
+def store_info(videos: VideoList, recipe: Recipe, num_shards: int, device: str = "cpu") -> StoreInfo:
     """What store.json says of a store of these videos."""
     return StoreInfo(
         dataset=videos.dataset,
@@ -87,7 +88,7 @@ def store_info(videos: VideoList, recipe: Recipe, num_shards: int) -> StoreInfo:
         list_sha256=videos.digest,
         num_videos=len(videos.entries),
         num_shards=num_shards,
-        software=software_versions(),
+        software=software_versions(device),
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from extraction.motion.gpu import eager
-from extraction.motion.gpu.resampling import gaussian, half, resize_flow
+from extraction.motion.gpu.resampling import area_matrix, gaussian, half, linear_matrix, resize_flow
 from extraction.motion.tvl1 import FAST, HALF, SMALLEST_SCALE, TVL1Options
 
 _MOST_WEIGHT = 10.0
@@ -51,9 +51,9 @@ class BatchedTVL1:
             pyramid.append(smaller)
         coarsest = _size(pyramid[-1][0])
         none = a.new_zeros((len(a), 2, *coarsest))
-        flow = none if initial is None else resize_flow(initial, coarsest, "area")
+        flow = none if initial is None else resize_flow(initial, coarsest, area_matrix)
         for image_a, image_b in reversed(pyramid):
-            flow = resize_flow(flow, _size(image_a), "linear")
+            flow = resize_flow(flow, _size(image_a), linear_matrix)
             flow = self._solve_scale(image_a.contiguous(), image_b.contiguous(), flow.contiguous(), loops)
         return flow
 
@@ -83,7 +83,7 @@ class HalfResolution:
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         """The flow (B, 2, H, W) from a to b, (B, H, W)."""
-        return resize_flow(self._solver(half(a), half(b)), _size(a), "linear")
+        return resize_flow(self._solver(half(a), half(b)), _size(a), linear_matrix)
 
 
 def finest_scales(loops: ModuleType | None = None) -> BatchedTVL1:

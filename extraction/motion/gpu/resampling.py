@@ -1,15 +1,15 @@
 """Resizing and smoothing of batches as OpenCV does it, in torch.
 
-Each is linear and separable: out = R image Cᵀ with small matrices that are made once for each size, so that one pair
-of matrix products does for every kind and gives the same numbers on every device.
+Each is linear and separable: out = R image Cᵀ with small matrices that are made once for each size. The products must
+be in full single precision, which is torch's default (`torch.set_float32_matmul_precision`).
 """
 
 import functools
+from collections.abc import Callable
 
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -31,49 +31,66 @@ def linear_matrix(source: int, target: int) -> Matrix:
     return np.asarray(np.maximum(1 - np.abs(places[:, None] - np.arange(source)), 0), dtype=np.float32)
 
 
+def gaussian_matrix(size: int, sigma: float) -> Matrix:
+    """(size, size): what cv2.GaussianBlur does to floating-point images, 8 sigma wide, the border reflected."""
+    side = round(8 * sigma + 1) | 1
+    return _filter_matrix(size, cv2.getGaussianKernel(side, sigma, cv2.CV_32F)[:, 0])
+
+
+def box_matrix(size: int, side: int) -> Matrix:
+    """(size, size): the mean over `side` pixels, an odd number, the border reflected, as cv2.blur does it."""
+    return _filter_matrix(size, np.full(side, 1 / side, np.float32))
+
+
+def _filter_matrix(size: int, kernel: NDArray[np.float32]) -> Matrix:
+    reach = len(kernel) // 2
+    sources = np.pad(np.arange(size), reach, mode="reflect")
+    matrix = np.zeros((size, size), np.float32)
+    for place, weight in enumerate(kernel):
+        np.add.at(matrix, (np.arange(size), sources[place : place + size]), weight)
+    return matrix
+
+
 @functools.lru_cache(maxsize=256)
-def _on_device(kind: str, source: int, target: int, device: torch.device) -> Tensor:
-    matrix = (area_matrix if kind == "area" else linear_matrix)(source, target)
-    return torch.from_numpy(matrix).to(device)
+def _on_device(make: Callable[..., Matrix], size: int, parameter: float, device: torch.device) -> Tensor:
+    return torch.from_numpy(make(size, parameter)).to(device)
 
 
-def _resized(images: Tensor, size: tuple[int, int], kind: str) -> Tensor:
+def _filtered(images: Tensor, make: Callable[..., Matrix], parameter: float) -> Tensor:
+    rows, columns = (_on_device(make, size, parameter, images.device) for size in images.shape[-2:])
+    return torch.matmul(rows, torch.matmul(images, columns.T))
+
+
+def resized(images: Tensor, size: tuple[int, int], make: Callable[[int, int], Matrix]) -> Tensor:
+    """Images (..., H, W) at another size; make: `area_matrix` or `linear_matrix`."""
     height, width = images.shape[-2:]
     if (height, width) == size:
         return images
-    rows = _on_device(kind, height, size[0], images.device)
-    columns = _on_device(kind, width, size[1], images.device)
+    rows = _on_device(make, height, size[0], images.device)
+    columns = _on_device(make, width, size[1], images.device)
     return torch.matmul(rows, torch.matmul(images, columns.T))
 
 
 def half(images: Tensor) -> Tensor:
     """Images (..., H, W) at half the size, rounded up, by area."""
     height, width = images.shape[-2:]
-    return _resized(images, ((height + 1) // 2, (width + 1) // 2), "area")
+    return resized(images, ((height + 1) // 2, (width + 1) // 2), area_matrix)
 
 
-def resize_flow(flow: Tensor, size: tuple[int, int], kind: str) -> Tensor:
-    """Flow (B, 2, H, W), x and y in px, at another size and in its pixels; kind: `area` (smaller) or `linear`."""
+def resize_flow(flow: Tensor, size: tuple[int, int], make: Callable[[int, int], Matrix]) -> Tensor:
+    """Flow (B, 2, H, W), x and y in px, at another size and in its pixels; make: as for `resized`."""
     height, width = flow.shape[-2:]
     if (height, width) == size:
         return flow
-    resized = _resized(flow, size, kind)
-    return torch.stack([resized[:, 0] * (size[1] / width), resized[:, 1] * (size[0] / height)], 1)
+    smaller = resized(flow, size, make)
+    return torch.stack([smaller[:, 0] * (size[1] / width), smaller[:, 1] * (size[0] / height)], 1)
 
 
 def gaussian(images: Tensor, sigma: float) -> Tensor:
-    """Images (B, H, W) smoothed as cv2.GaussianBlur does floating-point ones: 8 sigma wide, the border reflected."""
-    side = round(8 * sigma + 1) | 1
-    kernel = torch.from_numpy(cv2.getGaussianKernel(side, sigma, cv2.CV_32F)).to(images.device)
-    padded = _reflected(images, side // 2)
-    return F.conv2d(F.conv2d(padded, kernel.reshape(1, 1, 1, -1)), kernel.reshape(1, 1, -1, 1))[:, 0]
+    """Images (..., H, W) smoothed, see `gaussian_matrix`."""
+    return _filtered(images, gaussian_matrix, sigma)
 
 
 def box_mean(images: Tensor, side: int) -> Tensor:
-    """The mean over side x side pixels, an odd number, of images (B, H, W); the border is reflected, as cv2.blur's."""
-    return F.avg_pool2d(_reflected(images, side // 2), side, stride=1)[:, 0]
-
-
-def _reflected(images: Tensor, margin: int) -> Tensor:
-    """(B, 1, H + 2 margin, W + 2 margin): reflected about the outermost pixels, cv2.BORDER_REFLECT_101."""
-    return F.pad(images[:, None], (margin, margin, margin, margin), mode="reflect")
+    """The mean over side x side pixels of images (..., H, W), see `box_matrix`."""
+    return _filtered(images, box_matrix, side)
