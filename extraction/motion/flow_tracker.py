@@ -153,7 +153,9 @@ class FlowTracker:
         else:
             return
         for pair, motion in zip(queue, motions, strict=True):
-            stepping = [r for r in self._rows if r.start + r.steps_done * self._recipe.frame_step == pair.first]
+            step, length = self._recipe.frame_step, self._recipe.length
+            unfinished = (r for r in self._rows if r.steps_done < length)  # those of this batch are still there
+            stepping = [r for r in unfinished if r.start + r.steps_done * step == pair.first]
             with self._stage("integrate"):
                 self._advance(stepping, motion)
 

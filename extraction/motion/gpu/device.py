@@ -69,6 +69,7 @@ def open_device(device: str) -> "torch.device":
     if missing:
         raise DeviceError(missing)
     torch.set_float32_matmul_precision("highest")
+    torch.set_num_threads(1)  # on the host: workers share the machine
     return torch.device(device)
 
 

@@ -116,8 +116,8 @@ def _best_hypothesis(in_a: Tensor, in_b: Tensor, real: Tensor, count: Tensor, bo
     points = torch.cat([in_a, torch.ones_like(in_a[..., :1])], -1).float().transpose(1, 2)
     targets = in_b.float()
     scores = []
-    for some in hypotheses.float().split(_AT_ONCE, dim=1):
-        u, v, w = torch.matmul(some, points[:, None]).unbind(2)
+    for first in range(0, _HYPOTHESES, _AT_ONCE):
+        u, v, w = torch.matmul(hypotheses[:, first : first + _AT_ONCE].float(), points[:, None]).unbind(2)
         error = (u - targets[:, None, :, 0] * w) ** 2 + (v - targets[:, None, :, 1] * w) ** 2
         scores.append(((error <= bound * w * w) & (w != 0) & real[:, None]).sum(2))
     best = torch.cat(scores, 1).argmax(1)
