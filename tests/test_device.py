@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import gpu_flow
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from data_specs.track_store import TrackStore
 from extraction import cli, inspect_cli, process_video
 from extraction.motion.gpu import device
+from extraction.motion.tvl1 import FAST, TVL1
 from extraction.ray_runner import gpu_share
 
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -162,3 +164,26 @@ def test_names_of_devices():
     for name in ("cuda:", "cuda:-1", "mps", "CUDA", ""):
         with pytest.raises(ValueError, match="must be cpu, cuda or cuda:N"):
             device.parse_device(name)
+
+
+def test_the_benchmark_runs_and_counts_its_work(capsys):
+    assert (
+        gpu_flow.main(["--device", "cpu", "--height", "40", "--width", "56", "--batches", "1", "2", "--repeats", "1"])
+        == 0
+    )
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"^\| [12] \| [\d.]+ \| \d+ \| ", printed, flags=re.M)) == 2
+    # half size 20 x 28 (the next would have a side of 10), then 20 x 28 and 40 x 56; 150 and 90 iterations
+    assert gpu_flow.pair_work((40, 56), 1).pixel_iterations == 20 * 28 * 150 + (20 * 28 + 40 * 56) * 90
+    solver = TVL1(FAST)
+    solver(*np.zeros((2, 40, 56), np.float32))
+    counted = gpu_flow.Work()
+    counted.add(FAST, (40, 56), 5)
+    assert counted.pixel_iterations == solver.pixel_iterations
+    assert counted.bytes == (20 * 28 + 40 * 56) * 3 * (8 + 4 + 6 * 17) * 4
+
+
+@without_cuda
+def test_the_benchmark_says_what_is_missing(capsys):
+    assert gpu_flow.main([]) == 2
+    assert "torch sees no CUDA device" in capsys.readouterr().err
