@@ -6,9 +6,9 @@
 Rendered pairs, by default 256 x 340. `measure` is everything between two grey batches on the device and their motion on
 the device; `with transfers` begins and ends in the host's memory, as the tracker has it. A pair's least bytes and
 operations are counted by `Work`; the device's two ceilings, a large copy and a large single-precision product, are
-measured in the same run, and the share of the roof is the time that the slower of the two would need over the time taken.
-On CUDA a second table tries the kernel's tiles. `--device cpu` runs the plain torch version: it shows that the benchmark
-works, no more.
+measured in the same run. The share of the roof is the time that the slower of the two would need over the time taken.
+On CUDA a second table tries the kernel's tiles. `--device cpu` runs the plain torch version: it shows that the
+benchmark works, no more.
 """
 
 import argparse
@@ -101,7 +101,6 @@ def ceilings(device: torch.device, repeats: int) -> tuple[float, float]:
     count, side = (1 << 28, 8192) if device.type == "cuda" else (1 << 22, 512)
     source, target = torch.rand(count, device=device), torch.empty(count, device=device)
     copied = 2 * count * _FLOAT / seconds(device, lambda: target.copy_(source), repeats)
-    del source, target
     left, right = torch.rand(side, side, device=device), torch.rand(side, side, device=device)
     return copied, 2 * side**3 / seconds(device, lambda: left @ right, repeats)
 
@@ -113,10 +112,9 @@ def tiles(device: torch.device, size: tuple[int, int], batch: int, repeats: int,
     def planes(count: int) -> torch.Tensor:
         return torch.rand(batch, count, *size, device=device)
 
-    flow, dual, linear, weight = planes(2), planes(4), planes(4), planes(1)[:, 0]
-    print(
-        "\n| iterations per launch | strips | rows | ms for 30 iterations of a pair | GB/s, overlaps not counted | of a copy |"
-    )
+    flow, dual, linear, weight = planes(2), planes(4), planes(4), planes(1)[:, 0].contiguous()
+    print("\n30 iterations; GB/s without what overlapping tiles read twice\n")
+    print("| iterations per launch | strips | rows | ms per pair | GB/s | of a copy |")
     print("| --- | --- | --- | --- | --- | --- |")
     for per_launch, strips, rows in itertools.product((1, 2, 3, 4, 5, 6, 8), (4, 8, 16), (4, 8)):
         if strips * rows <= 2 * per_launch:
@@ -124,7 +122,7 @@ def tiles(device: torch.device, size: tuple[int, int], batch: int, repeats: int,
 
         def work(per_launch: int = per_launch, strips: int = strips, rows: int = rows) -> object:
             return kernels.iterate(
-                flow, dual, linear, weight.contiguous(), 30, (0.045, 0.3, 0.83),
+                flow, dual, linear, weight, 30, (0.045, 0.3, 0.83),
                 per_launch=per_launch, strips=strips, rows=rows,
             )  # fmt: skip
 
@@ -156,13 +154,11 @@ def main(arguments: list[str] | None = None) -> int:
     copied, multiplied = ceilings(device, options.repeats)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, plain torch"
     least = max(work.bytes / copied, work.operations / multiplied)
-    print(
-        f"{name}, torch {torch.__version__}: copies {copied / 1e9:.0f} GB/s, multiplies {multiplied / 1e12:.2f} TFLOP/s"
-    )
-    print(
-        f"a pair of {size[0]} x {size[1]}: {work.pixel_iterations / 1e6:.1f} M pixel-iterations, {work.bytes / 1e6:.0f} MB "
-        f"({per_launch} iterations per launch), {work.operations / 1e9:.2f} GFLOP: at least {1e3 * least:.3f} ms\n"
-    )
+    print(f"{name}, torch {torch.__version__}")
+    print(f"copies {copied / 1e9:.0f} GB/s, multiplies {multiplied / 1e12:.2f} TFLOP/s")
+    print(f"a pair of {size[0]} x {size[1]}: {work.pixel_iterations / 1e6:.1f} M pixel-iterations,")
+    print(f"{work.bytes / 1e6:.0f} MB with {per_launch} iterations per launch, {work.operations / 1e9:.2f} GFLOP:")
+    print(f"at least {1e3 * least:.3f} ms\n")
     print("| batch | measure, ms per pair | pairs/s | share of the roof | with transfers, pairs/s | K400, hours |")
     print("| --- | --- | --- | --- | --- | --- |")
     for batch in options.batches:

@@ -167,10 +167,8 @@ def test_names_of_devices():
 
 
 def test_the_benchmark_runs_and_counts_its_work(capsys):
-    assert (
-        gpu_flow.main(["--device", "cpu", "--height", "40", "--width", "56", "--batches", "1", "2", "--repeats", "1"])
-        == 0
-    )
+    small = ["--height", "40", "--width", "56", "--batches", "1", "2", "--repeats", "1"]
+    assert gpu_flow.main(["--device", "cpu", *small]) == 0
     printed = capsys.readouterr().out
     assert len(re.findall(r"^\| [12] \| [\d.]+ \| \d+ \| ", printed, flags=re.M)) == 2
     # half size 20 x 28 (the next would have a side of 10), then 20 x 28 and 40 x 56; 150 and 90 iterations
