@@ -24,11 +24,11 @@ from itertools import chain
 from pathlib import Path
 
 import cv2
-import decord
 import numpy as np
 from numpy.typing import NDArray
 
 from data_specs.container import BrokenFrameError, decode_frames, read_header
+from data_specs.cpu_decord import decord
 from data_specs.geometry import tracked_size
 
 logger = logging.getLogger(__name__)

@@ -22,12 +22,13 @@ Points = NDArray[np.float32]
 """float32 (N, 2): x, y in pixels."""
 
 _MAX_FEATURES = 500
-_MAX_CORNERS = 1000
-_CORNER_QUALITY, _LEAST_CORNER_DISTANCE = 0.001, 3
+MAX_CORNERS = 1000
+CORNER_QUALITY = 0.001
+_LEAST_CORNER_DISTANCE = 3
 _RANSAC_ITERATIONS, _RANSAC_CONFIDENCE = 1000, 0.999
 # A camera that moves a corner of the frame by more than this share of the diagonal from one frame to the next shows
 # next to nothing of the same scene; estimates beyond it are wild.
-_LARGEST_SHIFT = 0.5
+LARGEST_SHIFT = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,14 +71,17 @@ def match_features(a: Features, b: Features) -> tuple[Points, Points]:
     return a.points[[m.queryIdx for m in matches]], b.points[[m.trainIdx for m in matches]]
 
 
-def carry_corners(gray: NDArray[np.uint8], flow: FlowField) -> tuple[Points, Points]:
-    """Corners of the first frame (Shi & Tomasi) and where the flow, sampled *at those corners*, takes them.
+def corner_distance(height: int, width: int) -> float:
+    """How far corners keep from each other, px: so that a thousand would fill the frame.
 
-    They keep so far from each other that a thousand would fill the frame: the strongest ones alone tend to lie together
-    on one object, and outvote the background.
+    The strongest ones alone tend to lie together on one object, and outvote the background.
     """
-    distance = max(_LEAST_CORNER_DISTANCE, math.sqrt(gray.size / _MAX_CORNERS))
-    corners = cv2.goodFeaturesToTrack(gray, _MAX_CORNERS, _CORNER_QUALITY, distance)
+    return max(_LEAST_CORNER_DISTANCE, math.sqrt(height * width / MAX_CORNERS))
+
+
+def carry_corners(gray: NDArray[np.uint8], flow: FlowField) -> tuple[Points, Points]:
+    """Corners of the first frame (Shi & Tomasi) and where the flow, sampled *at those corners*, takes them."""
+    corners = cv2.goodFeaturesToTrack(gray, MAX_CORNERS, CORNER_QUALITY, corner_distance(gray.shape[0], gray.shape[1]))
     if corners is None:
         return np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32)
     corners = corners.reshape(-1, 2)
@@ -131,4 +135,4 @@ def is_plausible(homography: NDArray[np.float64], frame_size: tuple[int, int]) -
         if not (corners @ g[2, :2] + g[2, 2] > 0).all():
             return False
     shift = np.linalg.norm(apply_homography(homography, corners) - corners, axis=1)
-    return bool(shift.max() < _LARGEST_SHIFT * np.hypot(height, width))
+    return bool(shift.max() < LARGEST_SHIFT * np.hypot(height, width))

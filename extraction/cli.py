@@ -1,6 +1,7 @@
 """extract-tracks: a list of videos in, a track store out."""
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ from data_specs.recipe import Flow, Recipe, RecipeError, load_recipe, recipe_nam
 from data_specs.track_store import StoreError, StoreInfo
 from extraction.commit import ShardFolder, begin_store, check_store
 from extraction.kernels import compile_kernels
+from extraction.motion.gpu.device import check_recipe, device_count, parse_device, why_missing
 from extraction.plan import ShardPlan, estimate, parse_shards, plan_shards, store_info
 from extraction.progress import Progress
 from extraction.run import Executor, LocalExecutor, RunSummary, WorkerLostError, run
@@ -79,6 +81,14 @@ def build_parser() -> jsonargparse.ArgumentParser:
         help="ray: worker processes, or a cluster's if RAY_ADDRESS is set; local: one after the other in this process",
     )  # fmt: skip
     add(
+        "--device", type=str, default="cpu", metavar="cpu|cuda[:N]",
+        help="where the motion is measured; cuda takes a recipe such as mme-object-gpu",
+    )  # fmt: skip
+    add(
+        "--workers-per-gpu", type=int, default=4, metavar="N",
+        help="with --executor ray: videos that share a CUDA device, so that it need not wait for the decoding",
+    )  # fmt: skip
+    add(
         "--stall-seconds", type=float, default=600.0, metavar="S",
         help="give a video up on which nothing has gone forward for so long, for a decoder can hang; with --executor "
         "local that ends the run, and the same command then goes on without the video",
@@ -108,7 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def extract_tracks(options: jsonargparse.Namespace) -> int:
     """Do what the parsed options say; returns the exit status. Raises ValueError or OSError with the way out."""
-    for name, least in [("shards", 1), ("workers", 0), ("limit", 1), ("start_stride", 1), ("stall_seconds", 1)]:
+    for name, least in [
+        ("shards", 1), ("workers", 0), ("limit", 1), ("start_stride", 1), ("stall_seconds", 1), ("workers_per_gpu", 1),
+    ]:  # fmt: skip
         value = getattr(options, name)
         if value is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')} is {value}, must be {least} or more")
@@ -124,8 +136,9 @@ def extract_tracks(options: jsonargparse.Namespace) -> int:
     if options.flow is not None:
         recipe = replace(recipe, flow=options.flow)
     recipe = recipe.resolved(videos.start_stride)
+    device = _checked_device(options, recipe)
     store = options.out or Path(f"{videos.dataset}-{recipe.name}.tracks")
-    info = store_info(videos, recipe, options.shards)
+    info = store_info(videos, recipe, options.shards, device)
     if options.dry_run:
         check_store(store, info)
     else:
@@ -139,13 +152,46 @@ def extract_tracks(options: jsonargparse.Namespace) -> int:
         return EXIT_DONE
     pending = [plan for plan in plans if plan.needs_assembly]
     if pending:
-        summary = _run(pending, videos, info, store, options)
+        summary = _run(pending, videos, info, store, device, options)
         logger.info("%s", summarise(summary))
     return _exit_status(plan_shards(store, videos, options.shards, shards, retry_failed=False))
 
 
+def _checked_device(options: jsonargparse.Namespace, recipe: Recipe) -> str:
+    """The device's name; raises ValueError where it is not there or cannot do what the recipe says."""
+    device = parse_device(options.device)
+    check_recipe(recipe, device)
+    if device == "cpu" or options.dry_run:
+        return device
+    if options.executor == "ray" and os.environ.get("RAY_ADDRESS"):
+        if ":" in device:
+            raise ValueError(f"--device {device}: on a Ray cluster, Ray says which; take --device cuda")
+        return device  # its nodes have the devices, not this machine
+    missing = why_missing(device)
+    if missing:
+        raise ValueError(missing)
+    return device
+
+
+def _shared_by_ray(device: str) -> tuple[str, int]:
+    """The device's name in workers, to which Ray shows the one they are given, and how many this machine has."""
+    if device == "cpu" or os.environ.get("RAY_ADDRESS"):
+        return device, int(device != "cpu")
+    count = device_count(device)
+    kind, _, number = device.partition(":")
+    if number:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(number)] if visible else number
+    return kind, count
+
+
 def _run(
-    plans: list[ShardPlan], videos: VideoList, info: StoreInfo, store: Path, options: jsonargparse.Namespace
+    plans: list[ShardPlan],
+    videos: VideoList,
+    info: StoreInfo,
+    store: Path,
+    device: str,
+    options: jsonargparse.Namespace,
 ) -> RunSummary:
     if any(plan.todo for plan in plans):
         compile_kernels(info.recipe)
@@ -153,7 +199,8 @@ def _run(
     if options.executor == "ray":
         from extraction.ray_runner import RayExecutor  # noqa: PLC0415 (seconds to import, and not always wanted)
 
-        executor = RayExecutor(options.workers)
+        device, gpus = _shared_by_ray(device)
+        executor = RayExecutor(options.workers, gpus, options.workers_per_gpu)
     else:
         executor = LocalExecutor()
     progress = Progress(sum(len(plan.todo) for plan in plans))
@@ -167,6 +214,7 @@ def _run(
             software=info.software,
             stall_seconds=options.stall_seconds,
             progress=progress,
+            device=device,
         )
     finally:
         progress.close()

@@ -53,6 +53,8 @@ class VideoJob:
     """How often it was tried before."""
     stall_seconds: float
     """A video on which nothing has gone forward for so long is given up, and its process with it."""
+    device: str = "cpu"
+    """Where the motion is measured, see `process_video`."""
 
     def failure(self, stage: str, error: BaseException, tries: int = 1) -> Failure:
         """The record of this job's failure."""
@@ -186,7 +188,7 @@ def _extract(job: VideoJob, path: Path, timer: StageTimer) -> tuple[int, int]:
         raise FrameTooSmallError(video.path, f"frames are {height}x{width}; they must be {least}x{least} or larger")
     frames = ShotFrames(video, recipe.detect_cuts, timer)
     with replacing(path) as temporary, PartialWriter(temporary) as writer:
-        for row in process_video(frames, recipe, timer):
+        for row in process_video(frames, recipe, timer, job.device):
             with timer("write"):
                 writer.append(row)
         if writer.num_rows == 0:

@@ -19,6 +19,7 @@ from data_specs.recipe import Recipe
 from data_specs.schema import array_specs
 from data_specs.track_store import StoreInfo
 from extraction.commit import ShardFolder
+from extraction.motion.gpu.device import device_versions
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +64,10 @@ class Estimate:
     stored_bytes: float
 
 
-def software_versions() -> dict[str, str]:
-    """Versions of everything that can change a store's bytes, and the processor that kernels are compiled for."""
+def software_versions(device: str = "cpu") -> dict[str, str]:
+    """Versions of everything that can change a store's bytes, the processor that kernels are compiled for, and the
+    device that does the work if it is not that.
+    """
     packages = {
         "motion-targets": "motion-targets",
         "av": "av",
@@ -76,14 +79,19 @@ def software_versions() -> dict[str, str]:
         "zarr": "zarr",
     }
     versions = {name: importlib.metadata.version(package) for name, package in packages.items()}
-    return {**versions, "python": platform.python_version(), "processor": _processor()}
+    return {
+        **versions,
+        "python": platform.python_version(),
+        "processor": _processor(),
+        **device_versions(device),
+    }
 
 
 def _processor() -> str:
     return str(numba.config.CPU_NAME or llvmlite.binding.get_host_cpu_name())
 
 
-def store_info(videos: VideoList, recipe: Recipe, num_shards: int) -> StoreInfo:
+def store_info(videos: VideoList, recipe: Recipe, num_shards: int, device: str = "cpu") -> StoreInfo:
     """What store.json says of a store of these videos."""
     return StoreInfo(
         dataset=videos.dataset,
@@ -92,7 +100,7 @@ def store_info(videos: VideoList, recipe: Recipe, num_shards: int) -> StoreInfo:
         list_sha256=videos.digest,
         num_videos=len(videos.entries),
         num_shards=num_shards,
-        software=software_versions(),
+        software=software_versions(device),
     )
 
 

@@ -16,6 +16,7 @@ from extraction.cuts import ShotFrames
 from extraction.flow_descriptors import nothing_measured
 from extraction.hog import GradientMap, gradient_map, window_histograms
 from extraction.motion.flow_tracker import FlowTracker
+from extraction.motion.gpu.device import BATCH, open_device
 from extraction.motion.tracker import RowTracks, Tracker
 from extraction.stages import Stage
 
@@ -23,18 +24,23 @@ EncodedRow = dict[str, NDArray[np.generic]]
 """One start row: the arrays of `schema.STREAMED` by name, (1, ...) for a start array, (N, ...) for a point array."""
 
 
-def make_tracker(recipe: Recipe, stage: Stage) -> Tracker:
-    """A tracker for one video."""
-    return FlowTracker(recipe, stage)
+def make_tracker(recipe: Recipe, stage: Stage, device: str = "cpu") -> Tracker:
+    """A tracker for one video. device: `cuda` and `cuda:N` measure the motion there, in batches."""
+    if device == "cpu":
+        return FlowTracker(recipe, stage)
+    from extraction.motion.gpu.two_pass import TwoPass  # noqa: PLC0415 (torch takes seconds to import)
+
+    measure = TwoPass(recipe, open_device(device)).pair_motions
+    return FlowTracker(recipe, stage, batch=BATCH, measure_pairs=measure)
 
 
-def process_video(frames: ShotFrames, recipe: Recipe, stage: Stage) -> Iterator[EncodedRow]:
+def process_video(frames: ShotFrames, recipe: Recipe, stage: Stage, device: str = "cpu") -> Iterator[EncodedRow]:
     """Yield the start rows of a video in order, encoded as the store keeps them.
 
     frames: all frames of the video at the tracked size, RGB uint8 (H, W, 3), taken one by one, and where a shot begins.
-    recipe: with its start stride resolved.
+    recipe: with its start stride resolved. device: see `make_tracker`.
     """
-    tracker = make_tracker(recipe, stage)
+    tracker = make_tracker(recipe, stage, device)
     window = _GradientWindow(recipe, tracker.lookback)
     for frame, begins_shot in frames:
         window.push(frame)

@@ -5,13 +5,14 @@ the run. A job writes its own files; what comes back is a small record.
 """
 
 import logging
+import math
 import os
 from typing import Any
 
 import ray
 import ray.exceptions
 
-from extraction.jobs import Job, Result, run_job
+from extraction.jobs import Job, Result, VideoJob, run_job
 from extraction.run import WorkerLostError
 
 logger = logging.getLogger(__name__)
@@ -23,9 +24,13 @@ _JOBS_PER_WORKER = 200
 
 
 class RayExecutor:
-    """An `Executor` on Ray. workers: how many jobs at a time; 0 for one on each core."""
+    """An `Executor` on Ray. workers: how many jobs at a time; 0 for one on each core.
 
-    def __init__(self, workers: int) -> None:
+    gpus: this machine's CUDA devices to share out among the videos (with a cluster, more than 0 means the cluster's);
+    each is used by `workers_per_gpu` videos at a time, so that it need not wait while one is decoded.
+    """
+
+    def __init__(self, workers: int, gpus: int = 0, workers_per_gpu: int = 4) -> None:
         os.environ.setdefault("RAY_task_oom_retries", "0")  # tries are counted by the driver, whatever killed them
         # the future default, in force already: workers see the devices that they are given
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -35,18 +40,27 @@ class RayExecutor:
             ray.init(
                 address="local",  # not a cluster that somebody started on this machine
                 num_cpus=workers or os.cpu_count() or 1,
+                num_gpus=gpus,
                 object_store_memory=_OBJECT_STORE_BYTES,
                 include_dashboard=False,
                 log_to_driver=True,
                 logging_level=logging.WARNING,
             )
-        self.slots = workers or int(ray.cluster_resources().get("CPU", 1))
+        there = ray.cluster_resources()
+        self.slots = workers or int(there.get("CPU", 1))
         self._task = ray.remote(num_cpus=1, max_retries=0, max_calls=_JOBS_PER_WORKER)(run_job)
+        self._video_task = self._task
+        if gpus:
+            if not there.get("GPU"):
+                raise ValueError("--device cuda: the Ray cluster has no GPU; start its nodes with --num-gpus")
+            self._video_task = self._task.options(num_gpus=gpu_share(workers_per_gpu))
+            self.slots = max(1, min(self.slots, int(there["GPU"]) * workers_per_gpu))
         self._running: dict[Any, Job] = {}
 
     def submit(self, job: Job) -> None:
         """See `Executor`."""
-        self._running[self._task.remote(job)] = job
+        task = self._video_task if isinstance(job, VideoJob) else self._task
+        self._running[task.remote(job)] = job
 
     def next_result(self) -> tuple[Job, Result | WorkerLostError]:
         """See `Executor`."""
@@ -62,3 +76,10 @@ class RayExecutor:
     def close(self) -> None:
         """See `Executor`."""
         ray.shutdown()
+
+
+def gpu_share(workers_per_gpu: int) -> float:
+    """The part of a GPU that one of so many workers takes. Ray counts in ten-thousandths, and rounded up one worker
+    would not fit.
+    """
+    return math.floor(10_000 / workers_per_gpu) / 10_000

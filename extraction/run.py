@@ -94,6 +94,7 @@ def run(
     software: dict[str, str],
     stall_seconds: float,
     progress: Progress,
+    device: str = "cpu",
 ) -> RunSummary:
     """Do everything in `plans`; returns when every shard in it is complete."""
     summary = RunSummary()
@@ -112,6 +113,7 @@ def run(
             recipe=recipe,
             attempts=attempts,
             stall_seconds=stall_seconds,
+            device=device,
         )
 
     def shard_job(shard: int) -> ShardJob:

@@ -7,7 +7,7 @@ from data_specs.recipe import Recipe, RecipeError, load_recipe, recipe_names
 
 
 def test_the_shipped_recipes():
-    assert recipe_names() == ["mme", "mme-object"]
+    assert recipe_names() == ["mme", "mme-object", "mme-object-gpu"]
     published, default = load_recipe("mme"), load_recipe("mme-object")
     assert (published.positions_in, default.positions_in) == ("stabilised", "image")
     assert (published.length, published.frame_step, published.grid_stride) == (6, 1, 8)

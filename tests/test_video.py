@@ -1,7 +1,10 @@
 """Frames against PyAV, a second decoder; bad files made on the spot."""
 
 import pickle
+import subprocess
+import sys
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -260,3 +263,20 @@ def test_a_video_is_read_once(tmp_path):
     assert len(list(video)) == 3
     with pytest.raises(RuntimeError, match="open it again"):
         list(video)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists a process's libraries")
+def test_decoding_brings_no_cuda_library_along():
+    """decord would load all that torch has, NVBLAS with them, which then fails in the place of torch's own BLAS."""
+    program = """
+from pathlib import Path
+import data_specs.video
+maps = Path("/proc/self/maps").read_text()
+assert "libdecord" in maps and "blas.so" not in maps.replace("openblas", ""), maps
+assert "libcudart" not in maps and "libcublas" not in maps, maps
+import torch
+a = torch.rand(5, 40, 60)
+print(float((torch.matmul(a, torch.eye(60)) - a).abs().max()))
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout) == (0, "0.0\n"), result.stderr

@@ -17,8 +17,8 @@ from extraction.motion.occlusion import turned_back
 from extraction.motion.tvl1 import CHECK, FAST, HALF, QUALITY, TVL1, TVL1Options, resize_flow
 
 # Grey levels beyond which a difference says no more than that two pixels do not match.
-_MISMATCH = 40.0
-_COMPARED_WINDOW = 7
+MISMATCH = 40.0
+COMPARED_WINDOW = 7
 
 
 class TwoPassFlow(Protocol):
@@ -129,7 +129,7 @@ def still_where_it_explains(a: Gray, b: Gray, flow: FlowField) -> FlowField:
     x, y = _pixels((a.shape[0], a.shape[1]))
     moved = cv2.remap(b, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     still, moving = (
-        cv2.blur(np.minimum(cv2.absdiff(a, other), _MISMATCH), (_COMPARED_WINDOW, _COMPARED_WINDOW))
+        cv2.blur(np.minimum(cv2.absdiff(a, other), MISMATCH), (COMPARED_WINDOW, COMPARED_WINDOW))
         for other in (b, moved)
     )
     return np.where((still <= moving)[..., None], np.float32(0), flow)

@@ -8,6 +8,7 @@ alone, p' = p + r(p).
 
 import dataclasses
 from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -65,6 +66,19 @@ class PairMotion:
     first_flow: FlowField
 
 
+MeasurePairs = Callable[[Sequence[tuple[TrackedFrame, TrackedFrame]]], list[PairMotion]]
+"""The motion of each of a few pairs of frames of one size."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _QueuedStep:
+    """The step from frame `first`. `frames`: the pair it crosses; None where every row on it has crossed a cut."""
+
+    first: int
+    shot_start: int
+    frames: tuple[TrackedFrame, TrackedFrame] | None
+
+
 @dataclasses.dataclass
 class _Row:
     start: int
@@ -77,9 +91,15 @@ class _Row:
 
 
 class FlowTracker:
-    """A `Tracker` by warped dense flow. One for each video; `stage` times its parts."""
+    """A `Tracker` by warped dense flow. One for each video; `stage` times its parts.
 
-    def __init__(self, recipe: Recipe, stage: Stage) -> None:
+    batch: pairs of frames are measured so many at a time, and rows come back up to batch - 1 frames later.
+    measure_pairs: measures them, by default one after the other by `pair_motion`.
+    """
+
+    def __init__(
+        self, recipe: Recipe, stage: Stage, *, batch: int = 1, measure_pairs: MeasurePairs | None = None
+    ) -> None:
         if recipe.start_stride is None:
             raise ValueError("the recipe's start_stride is not resolved")
         self._recipe, self._stride, self._stage = recipe, recipe.start_stride, stage
@@ -88,11 +108,13 @@ class FlowTracker:
         self._count = 0
         self._shot_start = 0
         self._rows: deque[_Row] = deque()
+        self._batch, self._measure_pairs = batch, measure_pairs
+        self._queue: list[_QueuedStep] = []
 
     @property
     def lookback(self) -> int:
-        """A row is returned with its last frame."""
-        return self._recipe.span
+        """A row is returned when the batch is measured that its last frame is in."""
+        return self._recipe.span + self._batch - 1
 
     def push(self, frame: Frame, begins_shot: bool = False) -> list[RowTracks]:
         """See `Tracker`. Flow is only computed between frames that a trajectory steps across."""
@@ -102,27 +124,58 @@ class FlowTracker:
         self._frames.append(TrackedFrame(frame))
         frame_size = (frame.shape[0], frame.shape[1])
         previous = index - recipe.frame_step
-        stepping = [r for r in self._rows if r.start + r.steps_done * recipe.frame_step == previous]
-        _lose([row for row in stepping if row.start < self._shot_start])
-        stepping = [row for row in stepping if row.start >= self._shot_start]
-        if stepping:
-            motion = self.pair_motion(self._frames[0], self._frames[-1])
-            with self._stage("integrate"):
-                self._advance(stepping, motion)
+        steps = [
+            r
+            for r in self._rows
+            if 0 <= previous - r.start < recipe.span and (previous - r.start) % recipe.frame_step == 0
+        ]
+        if steps:
+            goes_on = any(row.start >= self._shot_start for row in steps)
+            frames = (self._frames[0], self._frames[-1]) if goes_on else None
+            self._queue.append(_QueuedStep(previous, self._shot_start, frames))
         if index % self._stride == 0:
             self._rows.append(self._new_row(index, frame_size))
+        # by age, not by number: where few pairs are crossed by a trajectory, nothing waits longer for it
+        if self._queue and previous - self._queue[0].first >= self._batch - 1:
+            self._measure_queue()
+        return self._complete_rows()
+
+    def finish(self) -> list[RowTracks]:
+        """See `Tracker`: what is left are the rows that a batch not yet full completes."""
+        self._measure_queue()
+        done = self._complete_rows()
+        self._rows.clear()
+        return done
+
+    def _complete_rows(self) -> list[RowTracks]:
         done = []
-        while self._rows and self._rows[0].steps_done == recipe.length:
+        while self._rows and self._rows[0].steps_done == self._recipe.length:
             row = self._rows.popleft()
             done.append(
                 RowTracks(row.start, row.positions, row.valid, row.homographies, row.estimated, row.descriptors)
             )
         return done
 
-    def finish(self) -> list[RowTracks]:
-        """See `Tracker`: every complete row has been returned already."""
-        self._rows.clear()
-        return []
+    def _measure_queue(self) -> None:
+        queue, self._queue = self._queue, []
+        motions = self._motions([step.frames for step in queue if step.frames is not None])
+        for step in queue:
+            unfinished = (r for r in self._rows if r.steps_done < self._recipe.length)
+            stepping = [r for r in unfinished if r.start + r.steps_done * self._recipe.frame_step == step.first]
+            _lose([row for row in stepping if row.start < step.shot_start])
+            going_on = [row for row in stepping if row.start >= step.shot_start]
+            if going_on:
+                motion = next(motions)
+                with self._stage("integrate"):
+                    self._advance(going_on, motion)
+
+    def _motions(self, pairs: list[tuple[TrackedFrame, TrackedFrame]]) -> Iterator[PairMotion]:
+        if self._measure_pairs is None:
+            return (self.pair_motion(*pair) for pair in pairs)
+        if not pairs:
+            return iter(())
+        with self._stage("flow"):
+            return iter(self._measure_pairs(pairs))
 
     def pair_motion(self, a: TrackedFrame, b: TrackedFrame) -> PairMotion:
         """The motion from frame a to frame b."""

@@ -14,7 +14,7 @@ from extraction.motion.fields import FlowField
 
 # |w + w'|² < relative (|w|² + |w'|²) + absolute, lengths in px. Sundaram et al. (section 3.1) take 0.01 and 0.5, which
 # loses more than a tenth of the visible points at 14 to 20 px per frame; a wider gap lets few hidden ones through.
-_RELATIVE, _ABSOLUTE = 0.05, 2.0
+RELATIVE, ABSOLUTE = 0.05, 2.0
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -66,5 +66,5 @@ def returns(flow: FlowField, backward: FlowField) -> NDArray[np.bool_]:
             u, v = np.float64(flow[y, x, 0]), np.float64(flow[y, x, 1])
             p, q = _sample(backward, x + u, y + v)
             gap = (u + p) ** 2 + (v + q) ** 2
-            back[y, x] = gap < _RELATIVE * (u * u + v * v + p * p + q * q) + _ABSOLUTE
+            back[y, x] = gap < RELATIVE * (u * u + v * v + p * p + q * q) + ABSOLUTE
     return back

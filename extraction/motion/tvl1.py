@@ -25,7 +25,7 @@ from extraction.motion.tvl1_kernels import (
     new_plane,
 )
 
-_SMALLEST_SCALE = 16  # px; the least side of a pyramid's image
+SMALLEST_SCALE = 16  # px; the least side of a pyramid's image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ class TVL1:
                 smaller = cv2.resize(images[-1], ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA)
             else:
                 smaller = cv2.resize(images[-1], None, fx=step, fy=step, interpolation=cv2.INTER_LINEAR)
-            if min(smaller.shape) < _SMALLEST_SCALE:
+            if min(smaller.shape) < SMALLEST_SCALE:
                 break
             images.append(np.asarray(smaller, dtype=np.float32))
         return images

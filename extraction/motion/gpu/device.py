@@ -1,0 +1,93 @@
+"""Which device measures the motion: its name on the command line, what it can do, and whether it is there.
+
+Importing this imports no torch, which takes seconds and is not wanted on the CPU.
+"""
+
+import importlib.metadata
+import re
+from typing import TYPE_CHECKING
+
+from data_specs.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+BATCH = 64
+"""Frame pairs that a device measures at a time; a worker then takes some 2 GB of its memory at 256 x 340."""
+
+
+class DeviceError(OSError):
+    """The device is not there, or gave up. No video's fault: the run stops."""
+
+
+def parse_device(name: str) -> str:
+    """The name, if it is `cpu`, `cuda` or `cuda:N`; raises ValueError."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"--device is {name}, must be cpu, cuda or cuda:N")
+    return name
+
+
+def check_recipe(recipe: Recipe, device: str) -> None:
+    """Raises ValueError for what a device cannot compute: a store holds what its recipe says, or is not begun."""
+    if device == "cpu":
+        return
+    problems = []
+    if recipe.flow != "tvl1-pyramid":
+        problems.append(f"flow is {recipe.flow}, must be tvl1-pyramid")
+    if recipe.remove_camera and recipe.camera_features != ("corners",):
+        problems.append(f"camera_features is [{', '.join(recipe.camera_features)}], must be [corners]")
+    if problems:
+        raise ValueError(
+            f"--device {device}: recipe {recipe.name}: {'; '.join(problems)}. Take --recipe mme-object-gpu, or change "
+            "these fields in a recipe of your own"
+        )
+
+
+def why_missing(device: str) -> str | None:
+    """What keeps torch from using the device, with the way out; None if it is there."""
+    import torch  # noqa: PLC0415
+
+    if device == "cpu":
+        return None
+    if not torch.cuda.is_available():
+        built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
+        return (
+            f"--device {device}: torch sees no CUDA device; torch {torch.__version__} {built}. See whether nvidia-smi "
+            "lists one and CUDA_VISIBLE_DEVICES does not hide it, or leave --device out"
+        )
+    count = torch.cuda.device_count()
+    if torch.device(device).index is not None and torch.device(device).index >= count:
+        return f"--device {device}: torch sees {count} CUDA device(s), cuda:0 to cuda:{count - 1}"
+    return None
+
+
+def open_device(device: str) -> "torch.device":
+    """The device, ready; raises DeviceError if it is not there."""
+    import torch  # noqa: PLC0415
+
+    missing = why_missing(device)
+    if missing:
+        raise DeviceError(missing)
+    torch.set_float32_matmul_precision("highest")
+    torch.set_num_threads(1)  # on the host: workers share the machine
+    return torch.device(device)
+
+
+def device_count(device: str) -> int:
+    """How many CUDA devices that name stands for on this machine: 1 for `cuda:N`, 0 for `cpu`."""
+    import torch  # noqa: PLC0415
+
+    return 0 if device == "cpu" else 1 if ":" in device else torch.cuda.device_count()
+
+
+def device_versions(device: str) -> dict[str, str]:
+    """What the device adds to `plan.software_versions`: nothing for the CPU, which needs no torch.
+
+    A cluster's driver may see no device; then its name is `cuda`.
+    """
+    if device == "cpu":
+        return {}
+    import torch  # noqa: PLC0415
+
+    name = torch.cuda.get_device_name(device) if why_missing(device) is None else "cuda"
+    return {"device": name, "torch": torch.__version__, "triton": importlib.metadata.version("triton")}
