@@ -183,3 +183,10 @@ def test_the_benchmark_runs_and_counts_its_work(capsys):
 def test_the_benchmark_says_what_is_missing(capsys):
     assert gpu_flow.main([]) == 2
     assert "torch sees no CUDA device" in capsys.readouterr().err
+
+
+def test_the_cpu_needs_no_torch():
+    """It takes seconds to import and half a gigabyte in every worker."""
+    program = "import sys, extraction.cli, extraction.jobs; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout == "False\n"

@@ -70,6 +70,8 @@ def open_device(device: str) -> "torch.device":
         raise DeviceError(missing)
     torch.set_float32_matmul_precision("highest")
     torch.set_num_threads(1)  # on the host: workers share the machine
+    if ":" in device:
+        torch.cuda.set_device(device)  # Triton launches on the current one, whatever its tensors are on
     return torch.device(device)
 
 

@@ -48,6 +48,7 @@ def iterate(
         iterate_tile[grid](
             flow, dual, linear, weight, new_flow, new_dual, height, width, tiles_x, now, bound, theta, dual_step,
             HALO=per_launch, STRIPS=strips, ROWS=rows, COLUMNS=_COLUMNS, num_warps=strips, maxnreg=_REGISTERS,
+            enable_fp_fusion=True,
         )  # fmt: skip
         flow, dual = new_flow, new_dual
         count -= now
@@ -63,6 +64,7 @@ def linearise(a: Tensor, b: Tensor, flow: Tensor, flat: float) -> Tensor:
     linearise_tile[grid](
         a, b, flow, linear, height, width, tiles_x, flat,
         STRIPS=STRIPS, ROWS=_LINEARISE_ROWS, COLUMNS=_COLUMNS, num_warps=STRIPS,
+        enable_fp_fusion=True,
     )  # fmt: skip
     return linear
 
@@ -72,7 +74,7 @@ def edge_weight(image: Tensor, edge: float, most: float) -> Tensor:
     batch, height, width = image.shape
     weight = image.new_empty(image.shape)
     grid = (triton.cdiv(height * width, _BLOCK), batch)
-    edge_weight_block[grid](image, weight, height, width, 0.25 / edge, most, BLOCK=_BLOCK)
+    edge_weight_block[grid](image, weight, height, width, 0.25 / edge, most, BLOCK=_BLOCK, enable_fp_fusion=True)
     return weight
 
 
@@ -81,5 +83,5 @@ def median(images: Tensor, side: int) -> Tensor:
     *_, height, width = images.shape
     filtered = images.new_empty(images.shape)
     grid = (triton.cdiv(height * width, _BLOCK), images.numel() // (height * width))
-    median_block[grid](images, filtered, height, width, SIDE=side, BLOCK=_BLOCK, num_warps=4)
+    median_block[grid](images, filtered, height, width, SIDE=side, BLOCK=_BLOCK, enable_fp_fusion=True)
     return filtered
