@@ -1,6 +1,5 @@
 """Pairs of frames measured in batches give the rows that they give one by one."""
 
-import contextlib
 from dataclasses import replace
 
 import numpy as np
@@ -9,12 +8,9 @@ import pytest
 from data_specs.recipe import load_recipe
 from data_specs.scene import random_scene
 from extraction.motion.flow_tracker import FlowTracker
+from extraction.stages import untimed
 
 RECIPE = replace(load_recipe("mme-object"), flow="dis", camera_features=("corners",), descriptors=("hof",))
-
-
-def no_timing(_stage):
-    return contextlib.nullcontext()
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +23,13 @@ class Batches:
 
     def __init__(self, recipe, batch):
         self.sizes = []
-        alone = FlowTracker(recipe, no_timing)
+        alone = FlowTracker(recipe, untimed)
 
         def measure(pairs):
             self.sizes.append(len(pairs))
             return [alone.pair_motion(a, b) for a, b in pairs]
 
-        self.tracker = FlowTracker(recipe, no_timing, batch=batch, measure_pairs=measure)
+        self.tracker = FlowTracker(recipe, untimed, batch=batch, measure_pairs=measure)
 
 
 def rows_of(tracker, frames):
@@ -64,7 +60,7 @@ def contents(row):
 @pytest.mark.parametrize("batch", [1, 5, 64])
 def test_rows_are_byte_for_byte_those_of_single_pairs(frames, changes, batch):
     recipe = replace(RECIPE, **changes)
-    expected = rows_of(FlowTracker(recipe, no_timing), frames)
+    expected = rows_of(FlowTracker(recipe, untimed), frames)
     batches = Batches(recipe, batch)
     found = rows_of(batches.tracker, frames)
     assert [contents(row) for row, _ in found] == [contents(row) for row, _ in expected]
