@@ -25,8 +25,8 @@ def estimate_homographies(
     """G from a to b for each pair, (B, 3, 3), and whether it was estimated, bool (B,); the identity where not.
 
     in_a, in_b: (B, K, 2). count: (B,). Of 512 homographies through four point pairs, the same slots for every pair of
-    frames, the one with most inliers is refined: reprojection errors are minimised over its inliers (Gauss-Newton), and
-    the inliers found anew, ten times. Support is too weak where `extraction.camera.estimate_camera` says so.
+    frames, the one with the best score is refined: reprojection errors are minimised over its inliers (Gauss-Newton),
+    and the inliers found anew, ten times. Support is too weak where `extraction.camera.estimate_camera` says so.
     """
     identity = torch.eye(3, dtype=torch.float64, device=in_a.device).expand(len(in_a), 3, 3)
     if in_a.shape[1] < 4:
@@ -124,8 +124,9 @@ def _best_hypothesis(in_a: Tensor, in_b: Tensor, real: Tensor, count: Tensor, bo
     scores = []
     for first in range(0, _HYPOTHESES, _AT_ONCE):
         u, v, w = torch.matmul(hypotheses[:, first : first + _AT_ONCE].float(), points[:, None]).unbind(2)
-        error = (u - targets[:, None, :, 0] * w) ** 2 + (v - targets[:, None, :, 1] * w) ** 2
-        scores.append(((error <= bound * w * w) & (w != 0) & real[:, None]).sum(2))
+        error = ((u - targets[:, None, :, 0] * w) ** 2 + (v - targets[:, None, :, 1] * w) ** 2) / (w * w)
+        # by how near its inliers are (MSAC, Torr & Zisserman 2000); what is not a number is no inlier
+        scores.append(torch.where((error <= bound) & real[:, None], bound - error, 0).sum(2))
     best = torch.cat(scores, 1).argmax(1)
     return hypotheses[torch.arange(len(in_a), device=in_a.device), best]
 
