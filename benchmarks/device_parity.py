@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for clip in options.clips:
         figures, _, _ = compare([(TrackedFrame(a), TrackedFrame(b)) for a, b in pairs_of(clip, options.pairs)], device)
         print(f"| {Path(clip).name} | " + " | ".join(f"{value:.5f}" for value in figures) + " |", flush=True)
-    print(f"\n| px per frame | G's error, CPU | G's error, batched |\n| --- | --- | --- |")
+    print("\n| px per frame | G's error, CPU | G's error, batched |\n| --- | --- | --- |")
     print("\n".join(cameras))
     return 0
 

@@ -16,7 +16,7 @@ class RowTracks:
 
     `start`: the frame in which they begin.
     `positions`: float64 (N, L + 1, 2), x and y in pixels of the tracked frame.
-    `valid`: bool (N, L + 1), where the point is inside the frame and measured.
+    `valid`: bool (N, L + 1), where the point is inside the frame, measured and not found to be covered.
     `homographies`: float64 (L, 3, 3), the camera's G of each step: a still point at x in the frame of step k is at
     G x in the frame of step k + 1. `estimated`: bool (L,), false where G is the identity for want of an estimate.
     `descriptors`: those of the flow across the first step, where the recipe asks for them; None where there is no flow.
