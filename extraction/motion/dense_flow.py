@@ -22,7 +22,7 @@ COMPARED_WINDOW = 7
 
 
 class TwoPassFlow(Protocol):
-    """A source of dense flow. Keeps its buffers: one object for each thread."""
+    """A source of dense flow. Keeps its buffers, and DIS what it found of the frame size: one object for each video."""
 
     def first(self, a: Gray, b: Gray) -> FlowField:
         """The flow a -> b, good enough to find the camera by."""
@@ -46,9 +46,9 @@ def make_flow(method: Flow) -> TwoPassFlow:
         case "tvl1-pyramid":
             return _RefinedFlow(_HalfResolution(), FAST)
         case "tvl1-opencv":
-            return _OpenCVTVL1()
+            return _RepeatedFlow(_OpenCVTVL1())
         case "dis":
-            return _Dis()
+            return _RepeatedFlow(_Dis())
 
 
 class _Dis:
@@ -59,12 +59,6 @@ class _Dis:
 
     def first(self, a: Gray, b: Gray) -> FlowField:
         return np.asarray(self._solver.calc(_bytes(a), _bytes(b), None), dtype=np.float32)
-
-    def second(self, a: Gray, b: Gray, expected: FlowField, *, rectified: bool) -> FlowField:
-        return self.first(a, b) if rectified else expected
-
-    def backward(self, a: Gray, b: Gray, flow: FlowField) -> FlowField:
-        return self.first(b, a)
 
 
 def _bytes(gray: Gray) -> NDArray[np.uint8]:
@@ -81,12 +75,6 @@ class _OpenCVTVL1:
         scaled = a / np.float32(255), b / np.float32(255)  # it takes floating point within 0 ... 1
         return np.asarray(self._solver.calc(*scaled, None), dtype=np.float32)
 
-    def second(self, a: Gray, b: Gray, expected: FlowField, *, rectified: bool) -> FlowField:
-        return self.first(a, b) if rectified else expected
-
-    def backward(self, a: Gray, b: Gray, flow: FlowField) -> FlowField:
-        return self.first(b, a)
-
 
 class _HalfResolution:
     """Coarse-to-fine TV-L1 that stops at half the resolution."""
@@ -102,6 +90,22 @@ class _HalfResolution:
 
 class _FirstPass(Protocol):
     def first(self, a: Gray, b: Gray) -> FlowField: ...
+
+
+class _RepeatedFlow:
+    """The same flow in every pass."""
+
+    def __init__(self, every_pass: _FirstPass) -> None:
+        self._every_pass = every_pass
+
+    def first(self, a: Gray, b: Gray) -> FlowField:
+        return self._every_pass.first(a, b)
+
+    def second(self, a: Gray, b: Gray, expected: FlowField, *, rectified: bool) -> FlowField:
+        return self.first(a, b) if rectified else expected
+
+    def backward(self, a: Gray, b: Gray, flow: FlowField) -> FlowField:
+        return self.first(b, a)
 
 
 class _RefinedFlow:
