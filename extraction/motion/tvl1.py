@@ -163,6 +163,7 @@ class TVL1:
             scale.weight[:] = 1
         gradient = _central_differences(b) if options.gradient == "target" else None
         tolerance = options.tolerance**2 if options.tolerance else -1.0
+        bounds = [(u, u - options.reach, u + options.reach) for u in (u1, u2)] if options.reach else []
         for _ in range(options.warps):
             np.add(scale.x, u1, out=scale.map_x)
             np.add(scale.y, u2, out=scale.map_y)
@@ -176,9 +177,8 @@ class TVL1:
                 )
                 if converged:
                     break
-            if options.reach:
-                for u, begun in ((u1, initial[..., 0]), (u2, initial[..., 1])):
-                    np.clip(u, begun - options.reach, begun + options.reach, out=u)
+            for u, least, most in bounds:
+                np.clip(u, least, most, out=u)
         return np.stack([u1, u2], axis=-1)
 
     def _linearise(self, scale: _Scale, b: Gray, gradient: tuple[Gray, Gray] | None) -> None:
