@@ -51,7 +51,7 @@ def errors(flow, speed, seeds=3):
 @pytest.mark.parametrize("flow", ["tvl1", "tvl1-fast", "tvl1-pyramid", "tvl1-opencv", "dis"])
 def test_trajectories_end_where_their_surface_is(flow, speed, record_property):
     """Mean end-point error of 0.6 px or less at up to 2 px per frame; the published integration is far off."""
-    ours, theirs, camera = errors(flow, speed)
+    ours, theirs, camera = errors(flow, speed, seeds=1 if flow == "tvl1-opencv" else 3)  # it takes seconds for a pair
     for name, value in [("end_point_px", ours), ("published_px", theirs), ("camera_px", camera)]:
         record_property(name, round(float(value), 3))
     assert ours <= 0.6
