@@ -139,7 +139,7 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name_or_file: str) -> Recipe:
-    """Load a shipped recipe by name (`mme`, `mme-object`) or a YAML file by path.
+    """Load a shipped recipe by name (`mme`, `mme-object`, …) or a YAML file by path.
 
     Raises RecipeError for an unknown name, a missing file, an unknown field, a wrong type or value.
     """

@@ -79,10 +79,15 @@ class StoreInfo:
 
 
 def _present_fields(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's fields in today's terms: before cuts were looked for, `tvl1` was OpenCV's."""
-    if "detect_cuts" in recipe:
-        return recipe
-    return {**recipe, "detect_cuts": False, "flow": "tvl1-opencv" if recipe["flow"] == "tvl1" else recipe["flow"]}
+    """A recipe's fields in today's terms.
+
+    A store without `detect_cuts` is from before cuts were looked for, one without `forward_backward` from when `tvl1`
+    was OpenCV's.
+    """
+    present = {"detect_cuts": False, **recipe}
+    if "forward_backward" not in recipe and recipe.get("flow") == "tvl1":
+        present["flow"] = "tvl1-opencv"
+    return present
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 from data_specs.failures import Failure, failures_path
 from data_specs.track_store import StoreError, StoreInfo, TrackStore
 from extraction.durable import sync, sync_tree, temporary_sibling, write_file
+from extraction.motion.gpu.device import SOME_DEVICE
 
 logger = logging.getLogger(__name__)
 
@@ -70,11 +71,11 @@ def check_store(path: Path, info: StoreInfo) -> None:
         )
     for package in sorted(there.software.keys() | info.software.keys()):
         old_version, new_version = there.software.get(package), info.software.get(package)
-        if old_version != new_version:
-            logger.warning(
-                "%s was begun with %s %s, this is %s: videos may differ from those already in it",
-                path, package, old_version or "not recorded", new_version or "not used",
-            )  # fmt: skip
+        if old_version == new_version or (package == "device" and SOME_DEVICE in (old_version, new_version)):
+            continue
+        begun = f"with {package} {old_version}" if old_version else f"without {package}"
+        now = new_version or "without"
+        logger.warning("%s was begun %s, this is %s: videos may differ from those already in it", path, begun, now)
 
 
 def _settings(a: StoreInfo, b: StoreInfo) -> list[tuple[str, object, object]]:

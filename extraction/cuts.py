@@ -9,7 +9,8 @@ A frame begins a shot where the residual to the frame before
 1. is `_LEAST` or more,
 2. stands out against both neighbourhoods: `_STANDS_OUT` times the residual inside either (of two pairs there the lower
    one counts, so that a blended frame or a second cut next door hides nothing). Passing vehicles, storms of motion, and
-   static that never resembles itself are high throughout;
+   static that never resembles itself are high throughout. At the video's ends there may be one pair on a side: one
+   that would be a cut itself is passed over, and then both pairs of the other side count;
 3. and no picture from before comes back: neither does the frame before return within two frames (a flash, a broken
    frame), nor this frame resume what was there up to three frames ago (the end of that flash).
 
@@ -123,13 +124,16 @@ class CutDetector:
         score = self._residual(t - 1, t)
         if score < _LEAST:
             return False
-        for neighbours in ((t - 2, t - 1), (t + 1, t + 2)):
-            scores = [self._residual(u - 1, u) for u in neighbours if self._has(u - 1) and self._has(u)]
-            # a single pair, at the video's end, that would be a cut itself says nothing of how much goes on here
-            if len(scores) == 1 and scores[0] >= _LEAST:
-                continue
-            if scores and score < _STANDS_OUT * min(scores):
-                return False
+        sides = [
+            [self._residual(u - 1, u) for u in neighbours if self._has(u - 1) and self._has(u)]
+            for neighbours in ((t - 2, t - 1), (t + 1, t + 2))
+        ]
+        # a single pair, at the video's end, that would be a cut itself says nothing of how much goes on here; then all
+        # of the other side has to
+        telling = [side for side in sides if not (len(side) == 1 and side[0] >= _LEAST)]
+        usual = min if len(telling) == len(sides) else max
+        if any(side and score < _STANDS_OUT * usual(side) for side in telling):
+            return False
         returns = [(t - 1, u) for u in (t + 1, t + 2)] + [(u, t) for u in (t - 2, t - 3)]
         return all(self._residual(a, b) >= _LEAST for a, b in returns if self._has(a) and self._has(b))
 

@@ -306,8 +306,10 @@ def test_a_store_from_before_cuts_were_looked_for_still_opens(store, capsys):
         del root["attributes"]["num_cuts"]
         (shard / "zarr.json").write_text(json.dumps(root))
     info = json.loads((store / "store.json").read_text())
-    del info["recipe"]["detect_cuts"]
+    del info["recipe"]["detect_cuts"], info["recipe"]["forward_backward"]
+    info["recipe"]["flow"] = "tvl1"
     (store / "store.json").write_text(json.dumps(info))
+    assert TrackStore(store).info.recipe.flow == "tvl1-opencv", "what tvl1 was then"
     assert TrackStore(store).shard(0).metas[0].cuts == ()
     assert validate_store(store) == []
     assert inspect_cli.main([str(store)]) == 0

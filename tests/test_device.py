@@ -119,7 +119,7 @@ def test_a_store_extracted_in_batches_is_the_cpu_s_within_bounds(clips, tmp_path
     assert np.mean(agreeing) > 0.99
     assert np.mean(moved) > 3
     assert extract(clips, tmp_path / "cpu", *few, "--device", "cuda") == 0
-    assert "was begun with device not recorded, this is pretended" in caplog.text
+    assert "was begun without device, this is pretended" in caplog.text
 
 
 def test_a_device_that_breaks_down_stops_the_run_and_blames_no_video(clips, tmp_path, pretended, capsys, monkeypatch):

@@ -58,13 +58,13 @@ def test_a_killed_driver_is_resumed_to_the_same_bytes(clips, local_store, tmp_pa
         [str(Path(sys.executable).parent / command[0]), *command[1:]], stderr=subprocess.DEVNULL, start_new_session=True
     )
     deadline = time.monotonic() + 120
-    while not list(store.glob("partial/*/*.tracks")) and not list(store.glob("shards/*")):
+    while not list(store.glob("partial/*/[0-9]*.tracks")) and not list(store.glob("shards/*")):
         assert time.monotonic() < deadline
         assert driver.poll() is None
         time.sleep(0.01)
     driver.kill()
     driver.wait()
-    done_before = len(list(store.glob("partial/*/*.tracks")))
+    done_before = len(list(store.glob("partial/*/[0-9]*.tracks")))
     assert len(TrackStore(store).complete_shards) < 2, "the kill came too late to mean anything"
     result = run_command(command)
     assert result.returncode == 0, result.stderr
@@ -80,7 +80,7 @@ def test_a_killed_local_run_is_resumed_to_the_same_bytes(clips, local_store, tmp
     for kill_after in (1, 3):
         process = subprocess.Popen([str(Path(sys.executable).parent / command[0]), *command[1:]])
         deadline = time.monotonic() + 120
-        while len(list(store.glob("partial/*/*.tracks"))) + 3 * len(list(store.glob("shards/*"))) < kill_after:
+        while len(list(store.glob("partial/*/[0-9]*.tracks"))) + 3 * len(list(store.glob("shards/*"))) < kill_after:
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.005)

@@ -184,3 +184,13 @@ def test_flow_is_not_computed_for_pairs_that_no_trajectory_crosses():
     rows = [row for frame in frames for row in tracker.push(frame)]
     assert [row.start for row in rows] == [0, 10]
     assert len(pairs) == 6 + 6 + 0, "frames 6 to 10 and 16 to 19 are crossed by none"
+
+
+def test_a_still_camera_loses_no_border_to_its_last_digits():
+    """A homography that is a hundredth of a pixel off leaves every pixel measured; one of two pixels does not."""
+    gray = np.zeros((40, 56), np.float32)
+    for shift in ((0.01, -0.02), (-0.03, 0.01)):
+        _, measured = rectify(gray, np.array([[1, 1e-5, shift[0]], [-1e-5, 1, shift[1]], [0, 0, 1.0]]))
+        assert measured.all()
+    _, measured = rectify(gray, np.array([[1, 0, 2.0], [0, 1, 0], [0, 0, 1.0]]))
+    np.testing.assert_array_equal(measured.all(axis=0), np.arange(56) < 56 - 3, "two pixels, and the median's reach")

@@ -7,24 +7,27 @@ from numpy.typing import NDArray
 
 from extraction.motion.fields import FlowField, Gray
 
+EDGE_PX = 0.5
+"""A border pixel's own footprint. Without it the border of a still scene is lost or kept by G's last digits."""
+
 
 def rectify(gray: Gray, homography: NDArray[np.float64]) -> tuple[Gray, NDArray[np.bool_]]:
     """b~(x) = b(G x) and where it is a measurement: float32 (H, W) and bool (H, W).
 
-    Where G x lies outside b there is nothing to measure: those pixels, and their neighbours that the median filter
-    mixes with them, are not measured. They repeat b's border, never a pixel of a.
+    Where G x lies outside b, by more than half a pixel, there is nothing to measure: those pixels, and their neighbours
+    that the median filter mixes with them, are not measured. They repeat b's border, never a pixel of a.
     """
     height, width = gray.shape
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     warped = cv2.warpPerspective(gray, homography, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
     inside = np.empty((height, width), np.uint8)
-    _maps_inside(homography, inside)
+    _maps_inside(homography, EDGE_PX, inside)
     measured = cv2.erode(inside, np.ones((3, 3), np.uint8), borderValue=1)
     return np.asarray(warped, dtype=np.float32), measured.view(np.bool_)
 
 
 @numba.njit(cache=True, error_model="numpy")
-def _maps_inside(homography: NDArray[np.float64], inside: NDArray[np.uint8]) -> None:
+def _maps_inside(homography: NDArray[np.float64], edge: float, inside: NDArray[np.uint8]) -> None:
     height, width = inside.shape
     g = homography
     for y in range(height):
@@ -33,7 +36,9 @@ def _maps_inside(homography: NDArray[np.float64], inside: NDArray[np.uint8]) -> 
             w = g[2, 0] * x + (g[2, 1] * y + g[2, 2])  # more than 0: the homography is plausible
             u = g[0, 0] * x + (g[0, 1] * y + g[0, 2])
             v = g[1, 0] * x + (g[1, 1] * y + g[1, 2])
-            row[x] = (u >= 0) & (u <= (width - 1) * w) & (v >= 0) & (v <= (height - 1) * w)
+            row[x] = (
+                (u >= -edge * w) & (u <= (width - 1 + edge) * w) & (v >= -edge * w) & (v <= (height - 1 + edge) * w)
+            )
 
 
 @numba.njit(cache=True, error_model="numpy")

@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     import torch
 
 BATCH = 64
-"""Frame pairs that a device measures at a time; a worker then takes some 2 GB of its memory at 256 x 340."""
+"""Frame pairs that are queued for a device."""
+
+MOST_PIXELS = BATCH * 256 * 340
+"""Pixels of a side of the pairs that are measured at a time; a worker then takes some 2 GB of the device's memory."""
+
+
+SOME_DEVICE = "cuda"
+"""A device's name where only a cluster's nodes see it."""
 
 
 class DeviceError(OSError):
@@ -91,5 +98,9 @@ def device_versions(device: str) -> dict[str, str]:
         return {}
     import torch  # noqa: PLC0415
 
-    name = torch.cuda.get_device_name(device) if why_missing(device) is None else "cuda"
-    return {"device": name, "torch": torch.__version__, "triton": importlib.metadata.version("triton")}
+    name = torch.cuda.get_device_name(device) if why_missing(device) is None else SOME_DEVICE
+    try:
+        triton = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:  # a driver's torch may be one for the CPU
+        triton = "none"
+    return {"device": name, "torch": torch.__version__, "triton": triton}

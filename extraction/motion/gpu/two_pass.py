@@ -21,10 +21,11 @@ from extraction.motion.flow_tracker import PairMotion, TrackedFrame
 from extraction.motion.gpu import eager
 from extraction.motion.gpu.batched_tvl1 import HalfResolution, check_scale, finest_scales, loops_for
 from extraction.motion.gpu.corners import find_corners
-from extraction.motion.gpu.device import DeviceError
+from extraction.motion.gpu.device import MOST_PIXELS, DeviceError
 from extraction.motion.gpu.homographies import adjugate, apply_homographies, estimate_homographies
 from extraction.motion.gpu.resampling import box_mean
 from extraction.motion.occlusion import ABSOLUTE, RELATIVE
+from extraction.motion.rectification import EDGE_PX
 
 # what CUDA's errors are raised as; older versions of torch have no class for them
 _BROKEN: type[Exception] = getattr(torch, "AcceleratorError", RuntimeError)
@@ -56,8 +57,16 @@ class TwoPass:
     def pair_motions(self, pairs: Sequence[tuple[TrackedFrame, TrackedFrame]]) -> list[PairMotion]:
         """The motion from the first to the second frame of each pair; all frames are of one size.
 
-        Raises DeviceError where the device runs out of memory or breaks down.
+        Large frames are measured fewer at a time. Raises DeviceError where the device runs out of memory or breaks
+        down.
         """
+        if not pairs:
+            return []
+        most = max(1, MOST_PIXELS // pairs[0][0].gray.size)
+        chunks = (pairs[first : first + most] for first in range(0, len(pairs), most))
+        return [motion for chunk in chunks for motion in self._measure_at_once(chunk)]
+
+    def _measure_at_once(self, pairs: Sequence[tuple[TrackedFrame, TrackedFrame]]) -> list[PairMotion]:
         frames = {id(frame): frame for pair in pairs for frame in pair}
         place = {key: number for number, key in enumerate(frames)}
         try:
@@ -127,7 +136,7 @@ def rectify(b: Tensor, homographies: Tensor) -> tuple[Tensor, Tensor]:
     """b~(x) = b(G x), (B, H, W), and where it is measured, bool (B, H, W): see `extraction.motion.rectification`."""
     height, width = b.shape[1:]
     x, y = apply_homographies(homographies, *_exact_pixels(b))
-    outside = (x < 0) | (x > width - 1) | (y < 0) | (y > height - 1)
+    outside = (x < -EDGE_PX) | (x > width - 1 + EDGE_PX) | (y < -EDGE_PX) | (y > height - 1 + EDGE_PX)
     near = F.max_pool2d(outside[:, None].float(), 3, stride=1, padding=1)[:, 0]
     return eager.sample(b, x.float(), y.float()), near == 0
 
