@@ -12,13 +12,13 @@ installed with the project's `dev` packages.
 """
 
 import argparse
-import time
 from collections.abc import Callable
 
 import cv2
 import mahotas.features.surf as mahotas_surf
 import numpy as np
 from numpy.typing import NDArray
+from timing import shortest_ms
 
 from data_specs.geometry import apply_homography, grid_points
 from data_specs.recipe import load_recipe
@@ -27,6 +27,7 @@ from extraction.camera import Features, Points, carry_corners, detect_features, 
 from extraction.motion.dense_flow import make_flow
 
 SIZE = (256, 340)
+REPEATS = 30
 RECIPE = load_recipe("mme-object")
 Detector = Callable[[NDArray[np.uint8]], Features]
 
@@ -42,17 +43,6 @@ DETECTORS: dict[str, Detector] = {
     "OpenCV SIFT": lambda gray: detect_features(gray, "sift"),
     "our SURF": lambda gray: detect_features(gray, "surf"),
 }
-
-
-def shortest_ms(work: Callable[[], object], repeats: int = 30) -> float:
-    """Shortest of many runs in ms; a first one, which compiles, is not counted."""
-    work()
-    times = []
-    for _ in range(repeats):
-        begun = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - begun)
-    return 1e3 * min(times)
 
 
 def brute_force(a: Features, b: Features) -> object:
@@ -82,18 +72,18 @@ def print_times() -> None:
     for name, detect in DETECTORS.items():
         features_a, features_b = detect(a), detect(b)
         pairs = [match_features(features_a, features_b), carry_corners(a, flow)]
-        detecting = shortest_ms(lambda detect=detect: detect(a))
+        detecting = shortest_ms(lambda detect=detect: detect(a), REPEATS)
         slowest = slowest or detecting
         figures = [
             f"{detecting:.2f}",
             f"{slowest / detecting:.1f}",
-            f"{shortest_ms(lambda f=(features_a, features_b): match_features(*f)):.2f}",
-            f"{shortest_ms(lambda f=(features_a, features_b): brute_force(*f)):.2f}",
-            f"{shortest_ms(lambda p=pairs: estimate_camera(p, SIZE, RECIPE)):.2f}",
-            f"{shortest_ms(lambda p=pairs: plain_ransac(p)):.2f}",
+            f"{shortest_ms(lambda f=(features_a, features_b): match_features(*f), REPEATS):.2f}",
+            f"{shortest_ms(lambda f=(features_a, features_b): brute_force(*f), REPEATS):.2f}",
+            f"{shortest_ms(lambda p=pairs: estimate_camera(p, SIZE, RECIPE), REPEATS):.2f}",
+            f"{shortest_ms(lambda p=pairs: plain_ransac(p), REPEATS):.2f}",
         ]
         print(f"| {name} | " + " | ".join(figures) + " |", flush=True)
-    print(f"\nCorners, the flow given: {shortest_ms(lambda: carry_corners(a, flow)):.2f} ms.\n")
+    print(f"\nCorners, the flow given: {shortest_ms(lambda: carry_corners(a, flow), REPEATS):.2f} ms.\n")
 
 
 def evaluate(scene: Scene, detect: Detector) -> dict[str, float]:

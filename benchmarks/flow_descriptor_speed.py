@@ -9,7 +9,7 @@ import argparse
 
 import cv2
 import numpy as np
-from hog_speed import milliseconds
+from timing import shortest_ms
 
 from data_specs.recipe import Descriptor
 from data_specs.scene import random_scene
@@ -27,12 +27,12 @@ def main() -> None:
     a, b = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32) for frame in frames)
     method = make_flow("dis").first
     flow, measured = median_filter(method(a, b)), np.ones(a.shape, np.bool_)
-    dis = milliseconds(lambda: method(a, b), options.repeats)
+    dis = shortest_ms(lambda: method(a, b), options.repeats)
     print("| descriptors | ms per pair | share of one DIS flow |")
     print("| --- | --- | --- |")
     chosen: list[tuple[Descriptor, ...]] = [("flow",), ("hof",), ("mbh",), ("flow", "hof", "mbh")]
     for kinds in chosen:
-        took = milliseconds(lambda k=kinds: describe_flow(flow, measured, 8, k, 0.4), options.repeats)
+        took = shortest_ms(lambda k=kinds: describe_flow(flow, measured, 8, k, 0.4), options.repeats)
         print(f"| {', '.join(kinds)} | {took:.2f} | {took / dis:.3f} |")
 
 

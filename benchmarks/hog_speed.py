@@ -9,13 +9,12 @@ atan2 at every pixel and sums in double precision. Times are the least of many r
 
 import argparse
 import math
-import time
-from collections.abc import Callable
 from typing import Any
 
 import cv2
 import numba
 import numpy as np
+from timing import shortest_ms
 
 from data_specs.geometry import grid_points
 from data_specs.scene import random_scene
@@ -66,17 +65,6 @@ def plain_windows(bins: Any, lower: Any, upper: Any, points: Any, window: int) -
     return histograms
 
 
-def milliseconds(work: Callable[[], object], repeats: int) -> float:
-    """The least time of one call, after a first one that compiles."""
-    work()
-    least = math.inf
-    for _ in range(repeats):
-        begun = time.perf_counter()
-        work()
-        least = min(least, time.perf_counter() - begun)
-    return 1000 * least
-
-
 def main() -> None:
     """Print the table as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -99,10 +87,10 @@ def main() -> None:
         ours, theirs = gradient_map(frame, channels), plain_map(channels)
         difference = window_histograms(ours, points, valid, WINDOW) - plain_windows(*theirs, points, WINDOW)
         assert np.abs(difference).max() < 1e-5 * plain_windows(*theirs, points, WINDOW).max()
-        gradients = milliseconds(lambda c=channels: gradient_map(frame, c), options.repeats)
-        windows = milliseconds(lambda m=ours: window_histograms(m, points, valid, WINDOW), options.repeats)
-        plain = milliseconds(lambda c=channels: plain_map(c), options.repeats)
-        plain_sums = milliseconds(lambda m=theirs: plain_windows(*m, points, WINDOW), options.repeats)
+        gradients = shortest_ms(lambda c=channels: gradient_map(frame, c), options.repeats)
+        windows = shortest_ms(lambda m=ours: window_histograms(m, points, valid, WINDOW), options.repeats)
+        plain = shortest_ms(lambda c=channels: plain_map(c), options.repeats)
+        plain_sums = shortest_ms(lambda m=theirs: plain_windows(*m, points, WINDOW), options.repeats)
         rows = LENGTH / options.start_stride
         total, plain_total = gradients + rows * windows, plain + rows * plain_sums
         print(

@@ -12,9 +12,7 @@ to pixels.
 
 import argparse
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -24,21 +22,9 @@ from motion_methods import make_methods
 
 from data_specs.video import Video
 from extraction.motion.flow_tracker import TrackedFrame
+from extraction.stages import StageTimer
 
 K400_PAIRS, K400_PIXELS = 72e6, 256 * 340
-
-
-class StageTimes:
-    """A `Stage` that adds up milliseconds by name."""
-
-    def __init__(self) -> None:
-        self.ms: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        begun = time.perf_counter()
-        yield
-        self.ms[stage] += 1e3 * (time.perf_counter() - begun)
 
 
 def pairs_of(clip: str, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -56,8 +42,8 @@ def measure(methods: Sequence, pairs: Sequence, repeats: int) -> dict[str, list[
         for method in methods:
             best: dict[str, float] = {}
             for _ in range(repeats if number else 1):
-                times = StageTimes()
-                tracker = method.make(times)
+                timer = StageTimer()
+                tracker = method.make(timer)
                 frame_a, frame_b = TrackedFrame(a), TrackedFrame(b)
                 if method.name != "reference" and "surf" in tracker._recipe.camera_features:
                     frame_a.features("surf")  # it was frame b of the pair before
@@ -65,9 +51,9 @@ def measure(methods: Sequence, pairs: Sequence, repeats: int) -> dict[str, list[
                     tracker._features(frame_a)
                 begun = time.perf_counter()
                 tracker.pair_motion(frame_a, frame_b)
-                times.ms["all"] = 1e3 * (time.perf_counter() - begun)
-                if not best or times.ms["all"] < best["all"]:
-                    best = dict(times.ms)
+                took = 1e3 * (time.perf_counter() - begun)
+                if not best or took < best["all"]:
+                    best = {**{stage: 1e3 * seconds for stage, seconds in timer.seconds.items()}, "all": took}
             if number:
                 results[method.name].append((best, a.shape[0] * a.shape[1]))
     return results

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from device_parity import whereto
 
 from data_specs.geometry import apply_homography, grid_points
 from data_specs.recipe import load_recipe
@@ -260,13 +261,6 @@ def tracked_pair(seed, speed, size):
     return tuple(TrackedFrame(frame) for frame in random_scene(seed, speed, size).frames(2))
 
 
-def full_motion(motion):
-    """Where each pixel goes, camera included."""
-    height, width = motion.measured.shape
-    y, x = np.mgrid[:height, :width].astype(np.float64)
-    return apply_homography(motion.camera.homography, np.stack([x, y], axis=-1) + motion.flow)
-
-
 @pytest.mark.parametrize(("size", "speed"), [((121, 167), 0.7), ((136, 184), 6.0), ((256, 340), 2.0)])
 def test_a_pair_s_motion_is_the_cpu_s(size, speed):
     """The cameras differ by what RANSAC leaves to chance (to 0.1 px), which moves the second pass a little; where
@@ -278,11 +272,11 @@ def test_a_pair_s_motion_is_the_cpu_s(size, speed):
         assert (ours.measured != cpu.measured).mean() < 0.005
         assert (ours.visible != cpu.visible).mean() < 0.01
         assert np.abs(ours.first_flow - cpu.first_flow).mean() < 0.02
-        assert np.linalg.norm(full_motion(ours) - full_motion(cpu), axis=-1)[measured].mean() < 0.05
+        assert np.linalg.norm(whereto(ours) - whereto(cpu), axis=-1)[measured].mean() < 0.05
         assert np.abs(ours.flow - cpu.flow).mean() < 0.1
         y, x = np.mgrid[: size[0], : size[1]]
         truth = np.stack([x, y], axis=-1) + random_scene(seed, speed, size).flow(0, 1)
-        error, cpu_error = (np.linalg.norm(full_motion(m) - truth, axis=-1)[measured].mean() for m in (ours, cpu))
+        error, cpu_error = (np.linalg.norm(whereto(m) - truth, axis=-1)[measured].mean() for m in (ours, cpu))
         assert error < 1.02 * cpu_error + 0.01
         assert ours.camera.estimated
         for array in (ours.flow, ours.first_flow):
@@ -353,7 +347,7 @@ def test_a_card_gives_the_cpu_s_motion():
     for ours, same, pair in zip(on_card, again, pairs, strict=True):
         cpu = cpu_motion(RECIPE, pair)
         measured = ours.measured & cpu.measured
-        assert np.linalg.norm(full_motion(ours) - full_motion(cpu), axis=-1)[measured].mean() < 0.02
+        assert np.linalg.norm(whereto(ours) - whereto(cpu), axis=-1)[measured].mean() < 0.02
         assert np.abs(ours.first_flow - cpu.first_flow).mean() < 0.02
         assert ours.camera.estimated
         np.testing.assert_array_equal(ours.flow, same.flow)

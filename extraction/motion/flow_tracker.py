@@ -245,11 +245,7 @@ class FlowTracker:
         recipe = self._recipe
         with self._stage("descriptors"):
             return describe_flow(
-                motion.flow,
-                motion.measured,
-                recipe.grid_stride,
-                recipe.descriptors,
-                recipe.hof_still_px,
+                motion.flow, motion.measured, recipe.grid_stride, recipe.descriptors, recipe.hof_still_px
             )
 
 

@@ -26,6 +26,7 @@ from extraction.motion.tvl1_kernels import (
 )
 
 SMALLEST_SCALE = 16  # px; the least side of a pyramid's image
+MOST_EDGE_WEIGHT = 10.0  # smoothness counts a tenth at the strongest edges
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,7 +159,7 @@ class TVL1:
         u1, u2 = (scale.image(plane) for plane in scale.flow)
         u1[:], u2[:] = initial[..., 0], initial[..., 1]
         if options.edge:
-            edge_weight(scale.a, scale.weight, size, options.edge, 10.0)
+            edge_weight(scale.a, scale.weight, size, options.edge, MOST_EDGE_WEIGHT)
         else:
             scale.weight[:] = 1
         gradient = _central_differences(b) if options.gradient == "target" else None

@@ -21,7 +21,7 @@ _LINE = 16  # float32 in a cache line, and in the widest vector register
 _CHUNK_ROWS = 16  # small enough for the second-level cache, long enough for the loops to pay
 # `max` and `min` have no NaN to look after, and sums may be taken in the order that the vector unit likes
 _FAST = {"contract", "reassoc", "nsz", "arcp", "nnan", "ninf"}
-_FLAT = np.float32(1e-6)  # squared gradient (grey levels per px)² below which a pixel says nothing
+FLAT = np.float32(1e-6)  # squared gradient (grey levels per px)² below which a pixel says nothing
 
 
 def row_length(width: int) -> int:
@@ -145,7 +145,7 @@ def _linear_mean(left, right, above, below, a, warped, u1, u2, ix, iy, inverse, 
         square = gx * gx + gy * gy
         ix[i] = gx
         iy[i] = gy
-        inverse[i] = one / square if square > _FLAT else zero
+        inverse[i] = one / square if square > FLAT else zero
         rho[i] = warped[i] - gx * u1[i] - gy * u2[i] - a[i]
 
 
@@ -154,7 +154,7 @@ def _linear_given(gx, gy, a, warped, u1, u2, inverse, rho):  # type: ignore[no-u
     one, zero = np.float32(1), np.float32(0)
     for i in range(len(a)):
         square = gx[i] * gx[i] + gy[i] * gy[i]
-        inverse[i] = one / square if square > _FLAT else zero
+        inverse[i] = one / square if square > FLAT else zero
         rho[i] = warped[i] - gx[i] * u1[i] - gy[i] * u2[i] - a[i]
 
 

@@ -11,10 +11,8 @@ from torch import Tensor
 
 from extraction.motion.gpu import eager
 from extraction.motion.gpu.resampling import area_matrix, gaussian, half, linear_matrix, resize_flow
-from extraction.motion.tvl1 import CHECK, FAST, HALF, SMALLEST_SCALE, TVL1Options
-
-_MOST_WEIGHT = 10.0
-_FLAT = 1e-6
+from extraction.motion.tvl1 import CHECK, FAST, HALF, MOST_EDGE_WEIGHT, SMALLEST_SCALE, TVL1Options
+from extraction.motion.tvl1_kernels import FLAT
 
 
 def loops_for(device: torch.device) -> ModuleType:
@@ -59,12 +57,12 @@ class BatchedTVL1:
 
     def _solve_scale(self, a: Tensor, b: Tensor, flow: Tensor, loops: ModuleType) -> Tensor:
         options = self.options
-        weight = loops.edge_weight(a, options.edge, _MOST_WEIGHT) if options.edge else torch.ones_like(a)
+        weight = loops.edge_weight(a, options.edge, MOST_EDGE_WEIGHT) if options.edge else torch.ones_like(a)
         dual = a.new_zeros((len(a), 4, *a.shape[1:]))
         steps = options.data_weight * options.coupling, options.coupling, options.time_step / options.coupling
         begun = flow
         for _ in range(options.warps):
-            linear = loops.linearise(a, b, flow, _FLAT)
+            linear = loops.linearise(a, b, flow, float(FLAT))
             for _ in range(options.rounds):
                 if options.median > 1:
                     flow = loops.median(flow, options.median)
