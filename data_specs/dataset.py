@@ -59,12 +59,17 @@ class DatasetSpec:
     start_stride: int = 4
     """Start stride for recipes that leave it to the data set: it must divide the training clip's tubelet size times
     its frame stride (2 x 4 for Kinetics, 2 x 3 for Something-Something V2)."""
+    clip_stride: int = 4
+    """Frames from one frame of a training clip to the next, for recipes that leave it to the data set."""
+    flip: bool = True
+    """Whether a video's mirror image is as good a training sample: not where labels tell left from right."""
     rendered: bool = False
     """The videos are rendered into the root folder when they are not there (the demo)."""
 
     def __post_init__(self) -> None:
-        if self.start_stride < 1:
-            raise DatasetError(f"start_stride is {self.start_stride}, must be 1 or more")
+        for field in ("start_stride", "clip_stride"):
+            if getattr(self, field) < 1:
+                raise DatasetError(f"{field} is {getattr(self, field)}, must be 1 or more")
         if self.split not in self.lists:
             raise DatasetError(f"split {self.split} has no list; lists has {', '.join(self.lists) or 'none'}")
         for _, field, _, _ in string.Formatter().parse(self.path_template or ""):

@@ -7,22 +7,19 @@ begun with.
 
 import dataclasses
 import math
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal
 
 import jsonargparse
-import yaml
+
+from data_specs.yaml_recipes import RecipeError, recipe_fields, shipped_names
+
+__all__ = ["CameraFeature", "Descriptor", "Flow", "Recipe", "RecipeError", "load_recipe", "recipe_names"]
 
 Flow = Literal["tvl1", "tvl1-fast", "tvl1-pyramid", "tvl1-opencv", "dis"]
 CameraFeature = Literal["surf", "sift", "orb", "corners"]
 Descriptor = Literal["flow", "hof", "mbh"]
 
 _TUPLES = ("camera_features", "descriptors")  # JSON has lists
-
-
-class RecipeError(ValueError):
-    """A recipe that does not exist or does not make sense; the message names the file, field and value."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,7 +132,7 @@ class Recipe:
 
 def recipe_names() -> list[str]:
     """Names of the recipes that ship with the project."""
-    return sorted(p.name.removesuffix(".yaml") for p in _shipped().iterdir() if p.name.endswith(".yaml"))
+    return shipped_names("data_specs")
 
 
 def load_recipe(name_or_file: str) -> Recipe:
@@ -143,30 +140,4 @@ def load_recipe(name_or_file: str) -> Recipe:
 
     Raises RecipeError for an unknown name, a missing file, an unknown field, a wrong type or value.
     """
-    return Recipe.from_json(_fields(name_or_file, seen=()), where=f"recipe {name_or_file}")
-
-
-def _fields(name_or_file: str, seen: tuple[str, ...]) -> dict[str, Any]:
-    if name_or_file in seen:
-        raise RecipeError(f"recipe {name_or_file} extends itself: {' -> '.join((*seen, name_or_file))}")
-    is_file = name_or_file.endswith((".yaml", ".yml"))
-    if is_file and not Path(name_or_file).is_file():
-        raise RecipeError(f"recipe {name_or_file}: no such file")
-    if not is_file and name_or_file not in recipe_names():
-        raise RecipeError(
-            f"recipe {name_or_file}: unknown; shipped are {', '.join(recipe_names())}, "
-            "any other is given as a .yaml file"
-        )
-    text = (Path(name_or_file) if is_file else _shipped() / f"{name_or_file}.yaml").read_text(encoding="utf-8")
-    try:
-        fields = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"recipe {name_or_file}: not YAML: {error}") from error
-    if not isinstance(fields, dict):
-        raise RecipeError(f"recipe {name_or_file}: must be a mapping of fields, is {type(fields).__name__}")
-    parent = fields.pop("extends", None)
-    return {**(_fields(str(parent), (*seen, name_or_file)) if parent else {}), **fields}
-
-
-def _shipped() -> Any:
-    return resources.files("data_specs") / "recipes"
+    return Recipe.from_json(recipe_fields(name_or_file, "data_specs"), where=f"recipe {name_or_file}")

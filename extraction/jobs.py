@@ -24,7 +24,7 @@ from data_specs.track_store import TrackShard
 from data_specs.video import FrameTooSmallError, Video, VideoError, VideoTooShortError
 from extraction.commit import ShardFolder
 from extraction.cuts import ShotFrames
-from extraction.durable import replacing
+from data_specs.durable import replacing
 from extraction.partial import PartialError, PartialFile, PartialWriter
 from extraction.process_video import process_video
 from extraction.shard_writer import ShardVideo, VideoSource, write_shard

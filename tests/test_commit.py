@@ -13,7 +13,7 @@ from data_specs.track_store import StoreError, TrackStore
 from data_specs.validate import validate_store
 from extraction.cli import main
 from extraction.commit import ShardFolder
-from extraction.durable import replacing
+from data_specs.durable import replacing
 from extraction.jobs import VideoJob, run_job
 from extraction.partial import PartialError, PartialFile
 

@@ -1,0 +1,181 @@
+"""Pretraining recipes: what a masked model is asked to predict, from what, and the papers' training settings.
+
+A recipe is a YAML file of the fields of `PretrainRecipe`; it may name another one under `extends` and change some of
+its fields. The resolved recipe is kept in every checkpoint.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jsonargparse
+
+from data_specs.yaml_recipes import RecipeError, recipe_fields, shipped_names
+
+__all__ = ["HeadOptions", "PretrainRecipe", "RecipeError", "load_recipe", "recipe_names"]
+
+HeadName = Literal["displacement", "trajectory_hog", "pixels", "hog", "flow", "hof", "mbh"]
+Normalisation = Literal["patch", "none", "clip", "patch-floor"]
+
+STORED_HEADS = ("displacement", "trajectory_hog", "flow", "hof", "mbh")
+"""Heads whose targets are read from the track store; the others' are computed from the clip's own frames."""
+_TUPLES = ("crop_scales", "betas")  # JSON has lists
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadOptions:
+    """How one target enters the loss."""
+
+    weight: float = 1.0
+    """Factor of the head's mean squared error in the loss."""
+    normalise: Normalisation = "patch"
+    """`patch`: standardised over each patch, as the papers do, which hides how fast things move; `none`: as it is, in
+    pixels of the view (displacement, flow) or per pixel of the window (histograms); `clip`: standardised over all of
+    the clip's; `patch-floor`: as `patch`, but divided by sqrt(variance + floor²), so that what is below the floor
+    stays small."""
+    floor: float = 0.0
+    """Noise floor of `patch-floor`, in the unit that `none` leaves the target in."""
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise RecipeError(f"a head's weight is {self.weight}, must be more than 0; leave the head out instead")
+        if self.floor < 0 or (self.normalise == "patch-floor") != (self.floor > 0):
+            raise RecipeError(f"normalise {self.normalise} with floor {self.floor}: patch-floor needs one above 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainRecipe:
+    """What is predicted, from what, and how it is trained. Lengths in pixels of the view, times in frames."""
+
+    name: str
+    """Name of the recipe."""
+    heads: dict[HeadName, HeadOptions]
+    """The targets, each with its weight and normalisation."""
+
+    frames: int = 16
+    """T, frames of a clip."""
+    clip_stride: int | None = None
+    """Frames of the video from one frame of a clip to the next; null takes the data set's own (4; SSv2 3)."""
+    tubelet: int = 2
+    """Frames of the clip in one token."""
+    patch: int = 16
+    """Side of a token's square patch."""
+    input_size: int = 224
+    """Side of the square view that the model sees."""
+    crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    """MultiScaleCrop: sides of the crop as shares of the frame's short side (MME table 14)."""
+    flip: bool | None = None
+    """Flip half of the clips; null takes the data set's own (yes; SSv2, whose labels name sides, no)."""
+    shuffle_frames: bool = False
+    """Put the clip's frames in random order (MME figure 3's control); targets are those of the frames shown."""
+
+    anchoring: Literal["tubelet", "clip"] = "tubelet"
+    """`tubelet`: a token's trajectories start in its tubelet's first frame, and it predicts all of their steps (MME).
+    `clip`: all start in the clip's first frame, and the token of tubelet t predicts step t (TrackMAE)."""
+    trajectory_length: int | None = None
+    """Steps of a trajectory that are predicted (MME table 7); null takes all that the store has."""
+    interpolate: bool = True
+    """Predict motion at the store's frame step, finer than the clip's frames (MME table 6). False demands a store
+    whose frame step is the clip's stride."""
+    remove_camera: bool = True
+    """Predict displacements without the camera's part. False needs a store whose positions are in the image."""
+    points_per_side: int = 2
+    """Trajectories along a patch's side: 2 gives MME's K = 4, 4 table 9's denser 16, 1 one in the patch's centre."""
+    merge: Literal["none", "mean", "longest"] = "none"
+    """Merge a patch's trajectories into one: their mean, or the one with the longest path (MME table 9)."""
+    hog_l2: bool = False
+    """Give each histogram of the `hog` head unit length, as MaskFeat does and MME does not."""
+
+    mask: Literal["tube", "random", "cube"] = "tube"
+    """Shape of the masks (MME table 11)."""
+    mask_ratio: float = 0.7
+    """Share of the tokens that is masked."""
+    drop_tokens: float = 0.0
+    """Share of all tokens, visible and masked alike, that is neither shown nor predicted (MME table 16: 0.5)."""
+
+    decoder: Literal["joint", "separate"] = "joint"
+    """One decoder for all heads, or one for each (MME table 12)."""
+    decoder_depth: int = 1
+    """Blocks of a decoder."""
+
+    epochs: int = 800
+    """Epochs where neither --epochs nor --steps is given."""
+    warmup_epochs: int = 40
+    """Epochs of linear warm-up, but never more than a tenth of the run."""
+    base_lr: float = 1.5e-4
+    """Learning rate for a batch of 256; scaled by the batch."""
+    min_lr: float = 1e-5
+    """Learning rate at the end of the cosine."""
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_grad: float | None = None
+    """Largest norm of the gradient; null leaves it as it is."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{field} is {value}, must be {least} or more"
+            for field, least in [
+                ("frames", 1),
+                ("clip_stride", 1),
+                ("tubelet", 1),
+                ("patch", 1),
+                ("input_size", 1),
+                ("trajectory_length", 1),
+                ("points_per_side", 1),
+                ("decoder_depth", 1),
+                ("epochs", 1),
+                ("warmup_epochs", 0),
+            ]
+            if (value := getattr(self, field)) is not None and value < least
+        ]
+        if not self.heads:
+            problems.append("heads is empty: name at least one target")
+        if self.frames % self.tubelet:
+            problems.append(f"frames is {self.frames}, must be a multiple of tubelet, {self.tubelet}")
+        if self.input_size % self.patch:
+            problems.append(f"input_size is {self.input_size}, must be a multiple of patch, {self.patch}")
+        if self.patch % self.points_per_side:
+            problems.append(f"points_per_side is {self.points_per_side}, must divide patch, {self.patch}")
+        if not 0 < self.mask_ratio < 1:
+            problems.append(f"mask_ratio is {self.mask_ratio}, must lie between 0 and 1")
+        if not 0 <= self.drop_tokens < 1:
+            problems.append(f"drop_tokens is {self.drop_tokens}, must be 0 or more and less than 1")
+        if not self.crop_scales or not all(0 < scale <= 1 for scale in self.crop_scales):
+            problems.append(f"crop_scales is {list(self.crop_scales)}, must name shares above 0 and up to 1")
+        if problems:
+            raise RecipeError(f"recipe {self.name}: " + "; ".join(problems))
+
+    @property
+    def stored_heads(self) -> list[str]:
+        """The heads whose targets come from the track store."""
+        return [name for name in self.heads if name in STORED_HEADS]
+
+    @property
+    def token_grid(self) -> tuple[int, int, int]:
+        """(t, h, w): tokens of a clip along time, height and width. Token n is at (t, h, w) in row-major order."""
+        side = self.input_size // self.patch
+        return self.frames // self.tubelet, side, side
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return {**dataclasses.asdict(self), **{name: list(getattr(self, name)) for name in _TUPLES}}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any], where: str) -> "PretrainRecipe":
+        """Check types and values of `fields`; `where` names their source in an error."""
+        parser = jsonargparse.ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(cls)
+        try:
+            checked = vars(parser.instantiate_classes(parser.parse_object(fields)))
+            return cls(**{**checked, **{name: tuple(checked[name]) for name in _TUPLES}})
+        except (jsonargparse.ArgumentError, RecipeError, TypeError) as error:
+            raise RecipeError(f"{where}: {error}") from error
+
+
+def recipe_names() -> list[str]:
+    """Names of the pretraining recipes that ship with the project."""
+    return shipped_names("training")
+
+
+def load_recipe(name_or_file: str) -> PretrainRecipe:
+    """Load a shipped recipe by name (`mme`, `videomae`, …) or a YAML file by path; raises RecipeError."""
+    return PretrainRecipe.from_json(recipe_fields(name_or_file, "training"), where=f"recipe {name_or_file}")
