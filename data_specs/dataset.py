@@ -67,9 +67,9 @@ class DatasetSpec:
     """The videos are rendered into the root folder when they are not there (the demo)."""
 
     def __post_init__(self) -> None:
-        for field in ("start_stride", "clip_stride"):
-            if getattr(self, field) < 1:
-                raise DatasetError(f"{field} is {getattr(self, field)}, must be 1 or more")
+        for name in ("start_stride", "clip_stride"):
+            if getattr(self, name) < 1:
+                raise DatasetError(f"{name} is {getattr(self, name)}, must be 1 or more")
         if self.split not in self.lists:
             raise DatasetError(f"split {self.split} has no list; lists has {', '.join(self.lists) or 'none'}")
         for _, field, _, _ in string.Formatter().parse(self.path_template or ""):

@@ -17,9 +17,9 @@ import os
 import shutil
 from pathlib import Path
 
+from data_specs.durable import sync, sync_tree, temporary_sibling, write_file
 from data_specs.failures import Failure, failures_path
 from data_specs.track_store import StoreError, StoreInfo, TrackStore
-from data_specs.durable import sync, sync_tree, temporary_sibling, write_file
 from extraction.motion.gpu.device import SOME_DEVICE
 
 logger = logging.getLogger(__name__)

@@ -16,6 +16,7 @@ from pathlib import Path
 import cv2
 
 from data_specs.dataset import VideoEntry
+from data_specs.durable import replacing
 from data_specs.failures import Failure, read_failures
 from data_specs.geometry import grid_size
 from data_specs.recipe import Recipe
@@ -24,7 +25,6 @@ from data_specs.track_store import TrackShard
 from data_specs.video import FrameTooSmallError, Video, VideoError, VideoTooShortError
 from extraction.commit import ShardFolder
 from extraction.cuts import ShotFrames
-from data_specs.durable import replacing
 from extraction.partial import PartialError, PartialFile, PartialWriter
 from extraction.process_video import process_video
 from extraction.shard_writer import ShardVideo, VideoSource, write_shard

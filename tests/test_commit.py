@@ -8,12 +8,12 @@ import pytest
 from conftest import store_bytes
 
 from data_specs.dataset import VideoEntry
+from data_specs.durable import replacing
 from data_specs.schema import STREAMED, array_specs
 from data_specs.track_store import StoreError, TrackStore
 from data_specs.validate import validate_store
 from extraction.cli import main
 from extraction.commit import ShardFolder
-from data_specs.durable import replacing
 from extraction.jobs import VideoJob, run_job
 from extraction.partial import PartialError, PartialFile
 
