@@ -31,15 +31,19 @@ class HeadOptions:
     """`patch`: standardised over each patch, as the papers do, which hides how fast things move; `none`: as it is, in
     pixels of the view (displacement, flow) or per pixel of the window (histograms); `clip`: standardised over all of
     the clip's; `patch-floor`: as `patch`, but divided by sqrt(variance + floor²), so that what is below the floor
-    stays small."""
+    stays small. `clip` takes a floor too."""
     floor: float = 0.0
-    """Noise floor of `patch-floor`, in the unit that `none` leaves the target in."""
+    """Noise floor of `patch-floor` (which needs one) and `clip`, in the unit that `none` leaves the target in."""
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
             raise RecipeError(f"a head's weight is {self.weight}, must be more than 0; leave the head out instead")
-        if self.floor < 0 or (self.normalise == "patch-floor") != (self.floor > 0):
-            raise RecipeError(f"normalise {self.normalise} with floor {self.floor}: patch-floor needs one above 0")
+        if self.normalise == "patch-floor" and not self.floor > 0:
+            raise RecipeError(f"normalise is patch-floor with floor {self.floor}, must be more than 0")
+        if self.normalise in ("patch", "none") and self.floor != 0:
+            raise RecipeError(f"normalise is {self.normalise}, which has no floor; floor is {self.floor}")
+        if self.floor < 0:
+            raise RecipeError(f"floor is {self.floor}, must be 0 or more")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,10 +154,29 @@ class PretrainRecipe:
         return [name for name in self.heads if name in STORED_HEADS]
 
     @property
+    def trajectories(self) -> int:
+        """K, trajectories of a patch: each of its points', or the one that they are merged into."""
+        return 1 if self.merge != "none" else self.points_per_side**2
+
+    @property
+    def point_grid(self) -> tuple[int, int]:
+        """(Gh, Gw): points of the view's grid along height and width."""
+        _, height, width = self.token_grid
+        return height * self.points_per_side, width * self.points_per_side
+
+    @property
     def token_grid(self) -> tuple[int, int, int]:
         """(t, h, w): tokens of a clip along time, height and width. Token n is at (t, h, w) in row-major order."""
         side = self.input_size // self.patch
         return self.frames // self.tubelet, side, side
+
+    def resolved(self, *, clip_stride: int, flip: bool) -> "PretrainRecipe":
+        """The recipe with these where it leaves them to the data set."""
+        return dataclasses.replace(
+            self,
+            clip_stride=clip_stride if self.clip_stride is None else self.clip_stride,
+            flip=flip if self.flip is None else self.flip,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
