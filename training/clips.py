@@ -1,8 +1,8 @@
 """Clips and the motion that belongs to them: a PyTorch data set over a track store and the videos it was made from.
 
-Which clips there are, in which order, and every random choice about them follow from (seed, epoch, video) alone, not from
-ranks, workers or what was read before: see `clip_stream`. Axis legend: T frames, t tubelets, (Gh, Gw) points of the
-view's grid, L steps, C colour channels.
+Which clips there are, in which order, and every random choice about them follow from (seed, epoch, video) alone, not
+from ranks, workers or what was read before: see `clip_stream`. Axis legend: T frames, t tubelets, (Gh, Gw) points of
+the view's grid, L steps, C colour channels.
 """
 
 import dataclasses
@@ -60,13 +60,13 @@ class ClipDataset(Dataset[Sample]):
     """Clips of the videos of a track store, by their positions in `stream`, with the targets that a recipe asks for.
 
     store: the track store; root: the folder of its videos. seed: of everything random. clips_per_video: clips that are
-    taken from a video each time it is opened (repeated sampling). allow_incomplete: train on a store of which shards are
-    missing.
+    taken from a video each time it is opened (repeated sampling). allow_incomplete: train on a store of which shards
+    are missing.
 
-    Videos that failed in extraction are not part of it: they are in `reader.failed`. A video that cannot be read now gives
-    `Skipped` in the place of its clips.
+    Videos that failed in extraction are not part of it: they are in `reader.failed`. A video that cannot be read now
+    gives `Skipped` in the place of its clips.
 
-    Raises StoreError for a store that cannot be read, StoreFitError for one that does not have what the recipe asks for.
+    Raises StoreError for a store that cannot be read, StoreFitError for one without what the recipe asks for.
     """
 
     def __init__(
@@ -226,7 +226,7 @@ def _resample(resampler: Resampler, field: TrackField, motion: Sample, cell_area
 
 
 def _steps_as_tubelets(values: NDArray[Any], tubelets: int) -> NDArray[Any]:
-    """(1, Gh, Gw, L, …) to (tubelets, Gh, Gw, 1, …): the token of tubelet t takes step t; past the last step, nothing."""
+    """(1, Gh, Gw, L, …) to (tubelets, Gh, Gw, 1, …): tubelet t takes step t; past the last step there is nothing."""
     steps = np.moveaxis(values[0], 2, 0)[:tubelets, :, :, None]
     found = np.zeros((tubelets, *steps.shape[1:]), values.dtype)
     found[: len(steps)] = steps
@@ -237,10 +237,10 @@ def collate(samples: Sequence[Sample | Skipped]) -> dict[str, Any]:
     """Stack what could be read into tensors with a leading axis B; `clip` and `skipped` are lists.
 
     Keys: `frames` uint8 (B, T, H, W, 3); `visible`, `predict` int64 (B, Nv), (B, Np): indices of tokens; `index` int64
-    (B,); and of the stored heads those that the recipe has: `displacement` float32 (B, t, Gh, Gw, L, 2), in pixels of the
-    view per step, `trajectory_hog` float32 (B, t, Gh, Gw, L, 9 C), per pixel of its window, each with its `…_valid` bool
-    (B, t, Gh, Gw, L); `flow` (B, t, Gh, Gw, 2) in pixels, `hof` (…, 9), `mbh` (…, 2, 8), per pixel of their cell, with
-    `cell_valid` bool (B, t, Gh, Gw).
+    (B,); and of the stored heads those that the recipe has: `displacement` float32 (B, t, Gh, Gw, L, 2), in pixels of
+    the view per step, `trajectory_hog` float32 (B, t, Gh, Gw, L, 9 C), per pixel of its window, each with its
+    `…_valid` bool (B, t, Gh, Gw, L); `flow` (B, t, Gh, Gw, 2) in pixels, `hof` (…, 9), `mbh` (…, 2, 8), per pixel of
+    their cell, with `cell_valid` bool (B, t, Gh, Gw).
     """
     read = [sample for sample in samples if not isinstance(sample, Skipped)]
     batch: dict[str, Any] = {"skipped": [sample for sample in samples if isinstance(sample, Skipped)]}
@@ -261,10 +261,10 @@ def clip_loader(
     position: int = 0,
     pin_memory: bool = False,
 ) -> Iterable[dict[str, Any]]:
-    """Endless batches of one rank: the m-th takes `batch_size` clips from position + (m * world_size + rank) * batch_size.
+    """Endless batches of one rank: the m-th begins at position + (m * world_size + rank) * batch_size of the stream.
 
-    workers: processes that read ahead; 0 reads in this one. They are started by `forkserver`, so that nothing that is open
-    here is shared with them.
+    workers: processes that read ahead; 0 reads in this one. They are started by `forkserver`, so that nothing that is
+    open here is shared with them.
     """
     return DataLoader(
         dataset,

@@ -5,7 +5,7 @@ its fields. The resolved recipe is kept in every checkpoint.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jsonargparse
 
@@ -185,13 +185,26 @@ class PretrainRecipe:
     @classmethod
     def from_json(cls, fields: dict[str, Any], where: str) -> "PretrainRecipe":
         """Check types and values of `fields`; `where` names their source in an error."""
-        parser = jsonargparse.ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(cls)
         try:
-            checked = vars(parser.instantiate_classes(parser.parse_object(fields)))
-            return cls(**{**checked, **{name: tuple(checked[name]) for name in _TUPLES}})
-        except (jsonargparse.ArgumentError, RecipeError, TypeError) as error:
+            heads = fields.get("heads", {})
+            unknown = set(heads) - set(get_args(HeadName))
+            if unknown:
+                raise RecipeError(
+                    f"heads: {', '.join(sorted(unknown))} unknown; there are {', '.join(get_args(HeadName))}"
+                )
+            options = {name: HeadOptions(**_checked(HeadOptions, head or {})) for name, head in heads.items()}
+            rest = {name: value for name, value in fields.items() if name != "heads"}
+            checked = _checked(cls, rest, skip={"heads"})
+            return cls(heads=options, **{**checked, **{name: tuple(checked[name]) for name in _TUPLES}})
+        except (jsonargparse.ArgumentError, RecipeError, TypeError, AttributeError) as error:
             raise RecipeError(f"{where}: {error}") from error
+
+
+def _checked(cls: type, fields: dict[str, Any], skip: set[str] | None = None) -> dict[str, Any]:
+    """The fields of a dataclass, with defaults, of the right types; raises jsonargparse.ArgumentError."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, skip=skip or set())
+    return dict(vars(parser.parse_object(fields)))
 
 
 def recipe_names() -> list[str]:

@@ -70,9 +70,9 @@ def _times(recipe: PretrainRecipe, info: StoreInfo) -> list[str]:
             divisors = ", ".join(str(d) for d in range(1, period + 1) if period % d == 0)
             fitting = [s for s in range(1, 17) if s * (period // stride) % start_stride == 0]
             problems.append(
-                f"its start_stride is {start_stride}, which does not divide {what}clip stride {stride} = {period}; start "
-                f"strides that fit this clip are {divisors} (extract again), clip strides that fit this store are "
-                f"{', '.join(map(str, fitting))}, …"
+                f"its start_stride is {start_stride}, which does not divide {what}clip stride {stride} = {period}; "
+                f"start strides that fit this clip are {divisors} (extract again), clip strides that fit this "
+                f"store are {', '.join(map(str, fitting))}, …"
             )
     if not recipe.interpolate and stored.frame_step != stride:
         problems.append(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data_specs.schema import FLOW_BINS, HOG_BINS
-from training.image_hog import image_hog
+from training.image_hog import image_hog, middle_frames
 from training.recipe import Normalisation, PretrainRecipe, RecipeError
 
 _HOG_CELL = 8  # MaskFeat's
@@ -90,8 +90,9 @@ def _whole_clip(name: str, batch: dict[str, Any], recipe: PretrainRecipe) -> tup
         patches = _patches(batch["frames"].float() / 255, recipe)
         return patches, patches.new_ones((*patches.shape[:2], 1, 1))
     if name == "hog":
-        middle = batch["frames"][:, recipe.tubelet // 2 :: recipe.tubelet]
-        cells = image_hog(middle, cell=_HOG_CELL, unit_length=recipe.hog_l2)  # (B, t, H / 8, W / 8, 3, 9)
+        cells = image_hog(
+            middle_frames(batch["frames"], recipe.tubelet), cell=_HOG_CELL, unit_length=recipe.hog_l2
+        )  # (B, t, H / 8, W / 8, 3, 9)
         grouped = _grouped(cells, recipe.patch // _HOG_CELL)
         return grouped, grouped.new_ones((*grouped.shape[:2], 1, 1, 1))
     values = _grouped(batch[name], recipe.points_per_side)

@@ -1,0 +1,302 @@
+"""What the heads must predict: the papers' formulas, written out token by token, and what released codes get wrong."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from training.losses import sums_and_counts, trivial_sums_and_counts
+from training.recipe import HeadOptions, PretrainRecipe, RecipeError, load_recipe, recipe_names
+from training.targets import check_normalisation, compute_targets, head_sizes
+
+CLIPS, STEPS, CHANNELS = 2, 3, 1
+
+
+def recipe(name="displacement", normalise="patch", floor=0.0, **fields):
+    """Clips of 6 frames of 48 x 48: tokens (3, 3, 3), points (6, 6)."""
+    heads = {name: HeadOptions(normalise=normalise, floor=floor)}
+    return PretrainRecipe(name="test", heads=heads, **{"frames": 6, "input_size": 48, **fields})
+
+
+def make_batch(seed=0, valid_share=0.8, per_side=2):
+    rng = np.random.default_rng(seed)
+    grid = (CLIPS, 3, 3 * per_side, 3 * per_side)
+
+    def floats(*inner):
+        return torch.from_numpy(rng.normal(size=(*grid, *inner)).astype(np.float32))
+
+    def bools(*inner):
+        return torch.from_numpy(rng.random((*grid, *inner)) < valid_share)
+
+    tokens = np.stack([rng.permutation(27)[:17] for _ in range(CLIPS)])
+    return {
+        "frames": torch.from_numpy(rng.integers(0, 256, (CLIPS, 6, 48, 48, 3), dtype=np.uint8)),
+        "predict": torch.from_numpy(np.sort(tokens, axis=1)),
+        "displacement": floats(STEPS, 2),
+        "displacement_valid": bools(STEPS),
+        "trajectory_hog": floats(STEPS, 9 * CHANNELS).abs(),
+        "trajectory_hog_valid": bools(STEPS),
+        "flow": floats(2),
+        "hof": floats(9).abs(),
+        "mbh": floats(2, 8).abs(),
+        "cell_valid": bools(),
+    }
+
+
+def tokens_of(batch):
+    """Each predicted token: (clip, its place in `predict`, t, h, w)."""
+    for b, predicted in enumerate(batch["predict"].tolist()):
+        for n, token in enumerate(predicted):
+            yield b, n, *(int(i) for i in np.unravel_index(token, (3, 3, 3)))
+
+
+def patch_of(field, b, t, h, w, per_side=2):
+    """The K points of a token's patch, row-major: (K, ...)."""
+    rows, columns = slice(h * per_side, (h + 1) * per_side), slice(w * per_side, (w + 1) * per_side)
+    found = field[b, t, rows, columns].double().numpy()
+    return found.reshape(-1, *found.shape[2:])
+
+
+def full(target):
+    values = target.values.double().numpy()
+    return values, np.broadcast_to(target.weights.double().numpy(), values.shape)
+
+
+@pytest.mark.parametrize("name", ["displacement", "trajectory_hog", "flow", "hof", "mbh"])
+@pytest.mark.parametrize("per_side", [1, 2, 4])
+def test_each_token_gets_its_own_trajectories(name, per_side):
+    batch = make_batch(per_side=per_side)
+    values, weights = full(compute_targets(batch, recipe(name, "none", points_per_side=per_side))[name])
+    valid = batch[f"{name}_valid" if f"{name}_valid" in batch else "cell_valid"]
+    for b, n, t, h, w in tokens_of(batch):
+        counts = patch_of(valid, b, t, h, w, per_side) == 1
+        measured = counts.reshape(counts.shape + (1,) * (values.ndim - 2 - counts.ndim))
+        np.testing.assert_array_equal(weights[b, n], np.broadcast_to(measured, values[b, n].shape))
+        np.testing.assert_allclose(values[b, n], np.where(measured, patch_of(batch[name], b, t, h, w, per_side), 0))
+
+
+def test_patch_norm_of_displacements_is_the_papers_over_what_was_measured():
+    """Per component and step over the patch's trajectories, unbiased; the loss mask is each trajectory's own."""
+    batch = make_batch()
+    values, weights = full(compute_targets(batch, recipe())["displacement"])
+    lonely = 0
+    for b, n, t, h, w in tokens_of(batch):
+        steps = patch_of(batch["displacement"], b, t, h, w)  # (4, L, 2)
+        valid = patch_of(batch["displacement_valid"], b, t, h, w) == 1
+        for k in range(STEPS):
+            x = steps[valid[:, k], k]
+            if len(x) < 2:  # one value has no deviation
+                lonely += 1
+                assert weights[b, n, :, k].max() == 0
+                continue
+            np.testing.assert_array_equal(weights[b, n, :, k, 0] == 1, valid[:, k])
+            expected = (x - x.mean(0)) / (x.std(0, ddof=1) + 1e-6)
+            np.testing.assert_allclose(values[b, n, valid[:, k], k], expected, atol=2e-4)
+    assert lonely
+    assert np.isfinite(values).all()
+
+
+def test_patch_norm_of_hog_is_joint_over_trajectories_steps_and_bins():
+    batch = make_batch()
+    values, weights = full(compute_targets(batch, recipe("trajectory_hog"))["trajectory_hog"])
+    for b, n, t, h, w in tokens_of(batch):
+        hog = patch_of(batch["trajectory_hog"], b, t, h, w)
+        valid = patch_of(batch["trajectory_hog_valid"], b, t, h, w) == 1
+        x = hog[valid]
+        np.testing.assert_array_equal(weights[b, n, ..., 0] == 1, valid)
+        np.testing.assert_allclose(values[b, n][valid], (x - x.mean()) / (x.std(ddof=1) + 1e-6), atol=1e-4)
+
+
+def test_clip_norm_is_over_the_whole_clip_and_keeps_relative_speeds():
+    batch = make_batch()
+    values, _ = full(compute_targets(batch, recipe(normalise="clip"))["displacement"])
+    for b, n, t, h, w in tokens_of(batch):
+        everything = batch["displacement"][b].double().numpy()[batch["displacement_valid"][b].numpy()]
+        valid = patch_of(batch["displacement_valid"], b, t, h, w) == 1
+        expected = (patch_of(batch["displacement"], b, t, h, w) - everything.mean(0)) / everything.std(0, ddof=1)
+        np.testing.assert_allclose(values[b, n][valid], expected[valid], atol=1e-4)
+
+
+def still_and_moving(noise, speed):
+    """A clip whose left half stands still and whose right half moves as one, seen by a tracker with noise."""
+    batch = make_batch(valid_share=1.1)
+    steps = noise * np.random.default_rng(3).normal(size=batch["displacement"].shape)
+    steps[:, :, :, 3:, :, 0] += speed
+    return batch | {"displacement": torch.from_numpy(steps.astype(np.float32))}
+
+
+def test_patch_norm_hides_speed_and_the_other_norms_keep_it():
+    """An exact 10-px pan and a still scene are the same target to the papers' patch norm."""
+    still, moving = still_and_moving(0, 0), still_and_moving(0, 10)
+    for normalise, floor, hidden in [
+        ("patch", 0, True),
+        ("patch-floor", 0.1, True),
+        ("none", 0, False),
+        ("clip", 0, False),
+    ]:
+        options = recipe(normalise=normalise, floor=floor)
+        a, b = (full(compute_targets(x, options)["displacement"])[0] for x in (still, moving))
+        of_movers = np.array([w == 2 for _, _, _, _, w in tokens_of(moving)]).reshape(CLIPS, -1)
+        assert (np.abs(a - b)[of_movers].max() < 1e-3) == hidden, normalise
+
+
+def test_a_noise_floor_keeps_the_trackers_noise_small():
+    """0.05 px of noise on a still scene becomes a target as large as a moving object's, unless there is a floor."""
+    noise = still_and_moving(0.05, 0)
+    size = {
+        normalise: np.sqrt(
+            np.square(full(compute_targets(noise, recipe(normalise=normalise, floor=floor))["displacement"])[0]).mean()
+        )
+        for normalise, floor in [("patch", 0.0), ("patch-floor", 0.5)]
+    }
+    np.testing.assert_allclose(size["patch"], np.sqrt(3 / 4), rtol=0.01)  # unbiased: (K - 1) / K
+    assert size["patch-floor"] < 0.1
+    loud = still_and_moving(20, 0)
+    near = full(compute_targets(loud, recipe(normalise="patch-floor", floor=0.5))["displacement"])[0]
+    np.testing.assert_allclose(near, full(compute_targets(loud, recipe())["displacement"])[0], rtol=0.05, atol=0.05)
+
+
+def test_pixels_are_videomaes_targets():
+    """Per patch and colour, unbiased, in the order (frame of the tubelet, row, column, colour)."""
+    batch = make_batch()
+    values, weights = full(compute_targets(batch, recipe("pixels"))["pixels"])
+    assert weights.min() == 1
+    raw, _ = full(compute_targets(batch, recipe("pixels", "none"))["pixels"])
+    for b, n, t, h, w in tokens_of(batch):
+        patch = batch["frames"][b, 2 * t : 2 * t + 2, 16 * h : 16 * h + 16, 16 * w : 16 * w + 16].double().numpy() / 255
+        np.testing.assert_allclose(raw[b, n], patch.reshape(-1, 3), atol=1e-6)
+        x = patch.reshape(-1, 3)
+        np.testing.assert_allclose(values[b, n], (x - x.mean(0)) / (x.std(0, ddof=1) + 1e-6), atol=1e-4)
+
+
+def test_image_hog_is_that_of_the_tubelets_middle_frame():
+    """Changing another frame changes nothing; changing one patch of the middle frame changes the tokens around it."""
+    options = recipe("hog", "none")
+    batch = make_batch()
+    values, _ = full(compute_targets(batch, options)["hog"])
+    assert values.shape[2:] == (4, 3, 9)
+    other = batch | {"frames": batch["frames"].clone()}
+    other["frames"][:, 0::2] = 0
+    np.testing.assert_array_equal(full(compute_targets(other, options)["hog"])[0], values)
+    one = batch | {"frames": batch["frames"].clone()}
+    one["frames"][:, 3, 4:12, 36:44, 1] //= 2  # tubelet 1, token (0, 2), green
+    changed = np.abs(full(compute_targets(one, options)["hog"])[0] - values).max((2, 4)) > 1e-4  # (B, Np, colour)
+    for b, n, t, h, w in tokens_of(batch):
+        assert changed[b, n].tolist() == [False, (t, h, w) == (1, 0, 2), False]
+
+
+def test_merged_trajectories():
+    batch = make_batch(valid_share=0.7)
+    mean, mean_weights = full(compute_targets(batch, recipe(normalise="none", merge="mean"))["displacement"])
+    longest, longest_weights = full(compute_targets(batch, recipe(normalise="none", merge="longest"))["displacement"])
+    hog, hog_weights = full(compute_targets(batch, recipe("trajectory_hog", "none", merge="longest"))["trajectory_hog"])
+    for b, n, t, h, w in tokens_of(batch):
+        steps = patch_of(batch["displacement"], b, t, h, w)
+        valid = patch_of(batch["displacement_valid"], b, t, h, w) == 1
+        for k in range(STEPS):
+            assert mean_weights[b, n, 0, k].max() == valid[:, k].any()
+            if valid[:, k].any():
+                np.testing.assert_allclose(mean[b, n, 0, k], steps[valid[:, k], k].mean(0), atol=1e-6)
+        path = (np.linalg.norm(steps, axis=-1) * valid).sum(-1)
+        best = max(range(4), key=lambda i: (valid[i].sum(), path[i]))
+        np.testing.assert_array_equal(longest_weights[b, n, 0, :, 0] == 1, valid[best])
+        np.testing.assert_allclose(longest[b, n, 0][valid[best]], steps[best][valid[best]], atol=1e-6)
+        hog_valid = patch_of(batch["trajectory_hog_valid"], b, t, h, w)[best] == 1
+        np.testing.assert_array_equal(hog_weights[b, n, 0, :, 0] == 1, hog_valid)
+        expected = patch_of(batch["trajectory_hog"], b, t, h, w)[best][hog_valid]
+        np.testing.assert_allclose(hog[b, n, 0][hog_valid], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("normalise", ["patch", "none", "clip", "patch-floor"])
+@pytest.mark.parametrize("name", ["displacement", "trajectory_hog", "pixels", "hog", "flow", "hof", "mbh"])
+def test_denormalising_gives_the_raw_values_back(name, normalise):
+    batch = make_batch()
+    target = compute_targets(batch, recipe(name, normalise, floor=0.2 if normalise == "patch-floor" else 0))[name]
+    raw = compute_targets(batch, recipe(name, "none"))[name]
+    counts = full(target)[1] == 1
+    assert counts.mean() > 0.5
+    flat = target.values.flatten(2)  # as a prediction comes
+    np.testing.assert_allclose(target.denormalised(flat).numpy()[counts], raw.values.numpy()[counts], atol=1e-5)
+
+
+def test_numbers_where_nothing_was_measured_never_count():
+    """Whatever stands there, targets, weights and losses are the same: no zero is taken for a measurement."""
+    batch = make_batch()
+    options = dataclasses.replace(
+        recipe(), heads={name: HeadOptions() for name in ("displacement", "trajectory_hog", "flow", "hof", "mbh")}
+    )
+    other = dict(batch)
+    for name in options.heads:
+        valid = batch[f"{name}_valid" if f"{name}_valid" in batch else "cell_valid"]
+        field = batch[name].clone()
+        field[~valid] = 777.0
+        other[name] = field
+    rng = torch.Generator().manual_seed(0)
+    targets, changed = compute_targets(batch, options), compute_targets(other, options)
+    predictions = {name: torch.randn(t.values.flatten(2).shape, generator=rng) for name, t in targets.items()}
+    losses, changed_losses = sums_and_counts(predictions, targets), sums_and_counts(predictions, changed)
+    for name in options.heads:
+        torch.testing.assert_close(targets[name].values, changed[name].values)
+        torch.testing.assert_close(losses[name], changed_losses[name])
+
+
+def test_losses_are_means_over_what_counts():
+    batch = make_batch()
+    targets = compute_targets(batch, recipe())
+    values, weights = full(targets["displacement"])
+    prediction = torch.randn(CLIPS, 17, 4 * STEPS * 2, generator=torch.Generator().manual_seed(1))
+    total, count = sums_and_counts({"displacement": prediction}, targets)["displacement"]
+    errors = (prediction.double().numpy().reshape(values.shape) - values)[weights == 1]
+    assert int(count) == (weights == 1).sum()
+    np.testing.assert_allclose(float(total) / float(count), np.mean(errors**2), rtol=1e-5)
+
+
+def test_the_trivial_predictor_is_the_mean_of_each_value():
+    batch = make_batch(valid_share=1.1)
+    total, count = trivial_sums_and_counts(compute_targets(batch, recipe(normalise="none")))["displacement"]
+    raw = compute_targets(batch, recipe(normalise="none"))["displacement"].values.double().numpy()
+    np.testing.assert_allclose(float(total) / float(count), raw.reshape(-1, 24).var(0).mean(), rtol=1e-5)
+
+
+def test_head_sizes_are_those_of_the_targets():
+    heads = {name: HeadOptions() for name in ("displacement", "trajectory_hog", "pixels", "hog", "flow", "hof", "mbh")}
+    options = dataclasses.replace(recipe(), heads=heads)
+    targets = compute_targets(make_batch(), options)
+    assert head_sizes(options, STEPS, CHANNELS) == {name: t.values.flatten(2).shape[2] for name, t in targets.items()}
+
+
+def test_a_single_value_cannot_be_standardised():
+    with pytest.raises(RecipeError, match="points_per_side"):
+        check_normalisation(recipe(points_per_side=1), length=1)
+    check_normalisation(recipe(points_per_side=1), length=2)
+    check_normalisation(recipe(points_per_side=1, normalise="clip"), length=1)
+    with pytest.raises(RecipeError, match="flow"):
+        check_normalisation(recipe("flow", points_per_side=1), length=6)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_load_and_survive_json(name):
+    loaded = load_recipe(name)
+    assert loaded.name == name
+    assert PretrainRecipe.from_json(loaded.to_json(), "test") == loaded
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mask_ratio": 1.0}, "mask_ratio is 1.0"),
+        ({"frames": 5}, "multiple of tubelet"),
+        ({"input_size": 50}, "multiple of patch"),
+        ({"points_per_side": 3}, "must divide patch"),
+        ({"heads": {}}, "name at least one target"),
+        ({"heads": {"pixels": {"normalise": "patch-floor"}}}, "must be more than 0"),
+        ({"heads": {"pixels": {"weight": 0}}}, "weight is 0"),
+        ({"heads": {"wheels": {}}}, "wheels"),
+        ({"crop_scales": [1.5]}, "crop_scales"),
+        ({"anchoring": "frame"}, "anchoring"),
+    ],
+)
+def test_wrong_recipes_are_refused_by_field_and_value(fields, message):
+    with pytest.raises(RecipeError, match=message):
+        PretrainRecipe.from_json({**load_recipe("mme").to_json(), **fields}, "recipe mine.yaml")
