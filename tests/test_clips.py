@@ -1,0 +1,363 @@
+"""Clips and their motion, from rendered videos through extraction, store, crop, resize and flip, against the scene's truth."""
+
+import dataclasses
+import itertools
+import os
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from data_specs.clip_frames import ClipFrames
+from data_specs.demo_clips import write_clip
+from data_specs.geometry import apply_homography
+from data_specs.scene import Disc, Scene, Texture, moving
+from data_specs.view import View
+from extraction.cli import main as extract
+from training.clips import ClipDataset, Skipped, clip_loader, collate
+from training.recipe import HeadOptions, PretrainRecipe
+from training.resampling import view_points
+from training.store_fit import StoreFitError
+from training.targets import compute_targets
+
+STEPS = 6
+SCENE = Scene(
+    size=(112, 160),
+    background=Texture(2, shortest=8),
+    camera=moving((0.9, -0.4), about=(80, 56), zoom=1.002),
+    discs=(
+        Disc(texture=Texture(3, shortest=4, longest=30), centre=(60, 60), radius=26, motion=moving((1.6, 0.5))),
+        Disc(texture=Texture(4, shortest=4, longest=30), centre=(120, 40), radius=20, motion=moving((-1.2, 1.0))),
+    ),
+    noise=1.0,
+)
+NAMES = ("scene.avi", "mirrored.avi", "tall.avi", "short.avi")
+TALL = dataclasses.replace(SCENE, size=(136, 88), seed=1)
+
+RECIPE = PretrainRecipe(
+    name="test",
+    heads={"displacement": HeadOptions(), "trajectory_hog": HeadOptions()},
+    frames=8,
+    clip_stride=4,
+    input_size=96,
+    flip=True,
+)
+GRID = RECIPE.point_grid
+
+
+class Mirrored:
+    """A scene in the mirror, as far as `write_clip` looks at it."""
+
+    size = SCENE.size
+
+    def render(self, t):
+        return np.ascontiguousarray(SCENE.render(t)[:, ::-1])
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    for name, scene, frames in zip(NAMES, (SCENE, Mirrored(), TALL, SCENE), (44, 24, 40, 18), strict=True):
+        write_clip(folder / name, scene, frames)
+    (folder / "list.txt").write_text("\n".join(NAMES), encoding="utf-8")
+    return folder
+
+
+def extracted(root, out, **fields):
+    text = "extends: mme-object\nname: test\nflow: tvl1-fast\nstart_stride: 4\n"
+    recipe = out.with_suffix(".yaml")
+    recipe.write_text(text + "".join(f"{k}: {v}\n" for k, v in fields.items()), encoding="utf-8")
+    options = ["--shards", "2", "--recipe", str(recipe), "--out", str(out), "--executor", "local"]
+    assert extract(["--dataset", str(root / "list.txt"), "--root", str(root), *options]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def store(root, tmp_path_factory):
+    return extracted(root, tmp_path_factory.mktemp("store") / "s.tracks", descriptors="[flow, hof, mbh]")
+
+
+@pytest.fixture(scope="module")
+def dataset(root, store):
+    return ClipDataset(store, root, RECIPE, seed=5)
+
+
+def video_called(dataset, name):
+    return next(v for v in dataset.reader.videos if v.path == name)
+
+
+def samples(dataset, name, count):
+    """So many samples of one video."""
+    found = (dataset[p] for p in itertools.count() if dataset.reader.videos[dataset.stream[p].video].path == name)
+    return list(itertools.islice(found, count))
+
+
+def true_steps(scene, view, start):
+    """Camera-compensated displacements (Gh, Gw, L, 2) in the view, and whether the points are seen throughout each step."""
+    where = view.to_frame(view_points(view.size, GRID)).reshape(-1, 2)
+    positions, visible = scene.track(where, start, STEPS)
+    steps = []
+    for k in range(STEPS):
+        camera = scene.homography(start + k, start + k + 1)
+        home = apply_homography(np.linalg.inv(camera), positions[:, k + 1])
+        steps.append(view.to_view(home) - view.to_view(positions[:, k]))
+    seen = np.logical_and.accumulate(visible, axis=1)
+    return np.stack(steps, 1).reshape(*GRID, STEPS, 2), (seen[:, :-1] & seen[:, 1:]).reshape(*GRID, STEPS)
+
+
+@pytest.mark.parametrize(("name", "scene"), [("scene.avi", SCENE), ("tall.avi", TALL)])
+def test_displacements_are_the_scenes_in_every_view(dataset, name, scene):
+    """Through crop, anisotropic resize and flip; and no other way of scaling, flipping or ordering axes would do."""
+    errors, wrong, flips, shapes = [], {}, set(), set()
+    for sample in samples(dataset, name, 10):
+        clip = sample["clip"]
+        flips.add(clip.view.flip)
+        shapes.add((clip.view.height, clip.view.width))
+        for t in range(4):
+            truth, seen = true_steps(scene, clip.view, clip.start + 8 * t)
+            ok = sample["displacement_valid"][t] & seen
+            if not ok.any():
+                continue
+            found, truth = sample["displacement"][t][ok], truth[ok]
+            errors.append(np.linalg.norm(found - truth, axis=-1))
+            unscaled = found / np.array(clip.view.scale)
+            for what, other in [
+                ("x and y swapped", found[:, ::-1]),
+                ("not scaled", unscaled),
+                ("scaled by the other axis", unscaled * np.array(clip.view.scale[::-1])),
+                ("not mirrored", found * [-1 if clip.view.flip else 1, 1]),
+            ]:
+                wrong.setdefault(what, []).append(np.linalg.norm(other - truth, axis=-1))
+    assert flips == {True, False}
+    assert any(height != width for height, width in shapes)
+    error = np.concatenate(errors)
+    assert len(error) > 5000
+    assert np.median(error) < 0.08
+    assert np.quantile(error, 0.9) < 0.35
+    moving_points = np.concatenate(errors) >= 0  # all; the background is still once the camera is out
+    assert moving_points.all()
+    for what, values in wrong.items():
+        assert np.concatenate(values).mean() > 1.15 * error.mean(), what
+
+
+def test_the_background_is_still_and_the_disc_moves_as_it_does(dataset):
+    """A number for the eye: on the disc 1.6 px per frame to the right, times the view's scale; beside it nothing."""
+    for sample in samples(dataset, "scene.avi", 4):
+        view, start = sample["clip"].view, sample["clip"].start
+        where = view.to_frame(view_points(view.size, GRID))
+        layer = SCENE.layers(where, start)
+        steps, valid = sample["displacement"][0][:, :, 0], sample["displacement_valid"][0][:, :, 0]
+        mirrored = np.array([-1 if view.flip else 1, 1])
+        for number, velocity in [(0, (0, 0)), (1, (1.6, 0.5)), (2, (-1.2, 1.0))]:
+            chosen = valid & (layer == number)
+            if chosen.sum() > 12:
+                expected = np.array(velocity) * view.scale * mirrored
+                # the camera zooms by 0.2 % a frame, which the discs follow
+                np.testing.assert_allclose(np.median(steps[chosen], axis=0), expected, atol=0.15)
+
+
+def test_the_video_in_the_mirror_has_the_mirrored_targets(dataset):
+    """Extracted from a mirrored video, or mirrored on the way to the model: the same displacements, HOG, HOF and MBH."""
+    heads = {name: HeadOptions() for name in ("displacement", "trajectory_hog", "flow", "hof", "mbh")}
+    dataset = ClipDataset(dataset.reader.path, dataset.root, dataclasses.replace(RECIPE, heads=heads))
+    crop = dict(top=5, height=90, width=104, size=(96, 96))
+    left = 13
+    original = View(left=left, **crop, flip=True)
+    mirror = View(left=160 - left - crop["width"], **crop)
+    rows = [0, 8]
+    a = dataset._motion(video_called(dataset, "scene.avi"), rows, original)
+    b = dataset._motion(video_called(dataset, "mirrored.avi"), rows, mirror)
+    both = a["displacement_valid"] & b["displacement_valid"]
+    assert both.mean() > 0.7
+    assert (a["displacement_valid"] == b["displacement_valid"]).mean() > 0.97
+    assert np.median(np.abs(a["displacement"] - b["displacement"])[both]) < 0.03
+    hog = both[..., 0]
+    # step 0 lies on the grid: but for the decoder and the coding nothing is different
+    size = a["trajectory_hog"][..., 0, :][hog].mean()
+    assert np.abs(a["trajectory_hog"] - b["trajectory_hog"])[..., 0, :][hog].mean() < 0.03 * size
+    assert np.abs(a["trajectory_hog"] - b["trajectory_hog"])[both].mean() < 0.06 * size
+    unmirrored = np.abs(a["trajectory_hog"][..., ::-1] - b["trajectory_hog"])[both].mean()
+    assert unmirrored > 0.2 * size
+    cells = a["cell_valid"] & b["cell_valid"]
+    assert cells.mean() > 0.7
+    for name in ("flow", "hof", "mbh"):
+        size = np.abs(b[name][cells]).mean()
+        assert np.abs(a[name] - b[name])[cells].mean() < 0.25 * size, name
+
+
+def test_frames_and_motion_are_of_the_same_view(dataset):
+    """What is at a point of the first frame is, along its trajectory and with the camera put back, in the later ones."""
+    recipe = dataclasses.replace(RECIPE, remove_camera=False, clip_stride=1, tubelet=8, frames=8, shuffle_frames=False)
+    dataset = ClipDataset(dataset.reader.path, dataset.root, recipe, seed=1)
+    kept, moved = [], []
+    for sample in samples(dataset, "scene.avi", 4):
+        valid = sample["displacement_valid"][0].all(-1)
+        steps = sample["displacement"][0]
+        start = view_points((96, 96), GRID)
+        end = (start + steps.sum(2)).astype(np.float32)
+        first, last = (sample["frames"][k].astype(np.float32) for k in (0, STEPS))
+        inside = valid & (end >= 0).all(-1) & (end <= 95).all(-1)
+
+        def look(image, points):
+            return cv2.remap(image, np.float32(points[..., 0]), np.float32(points[..., 1]), cv2.INTER_LINEAR)
+
+        moved.append(np.abs(look(last, end) - look(first, start))[inside].mean())
+        kept.append(np.abs(look(last, start) - look(first, start))[inside].mean())
+    assert np.mean(moved) < 0.35 * np.mean(kept)
+
+
+def test_a_clip_past_the_end_repeats_the_last_frame_and_its_tokens_leave_the_loss(dataset):
+    sample = samples(dataset, "short.avi", 1)[0]  # 18 frames; the clip spans 29
+    assert sample["clip"].start == 0
+    frames = sample["frames"]
+    np.testing.assert_array_equal(frames[5], frames[6])
+    np.testing.assert_array_equal(frames[5], frames[7])
+    assert not np.array_equal(frames[4], frames[5])
+    assert sample["displacement_valid"][:2].mean() > 0.5
+    assert not sample["displacement_valid"][2:].any()
+    batch = collate([sample])
+    target = compute_targets(batch, dataset.recipe)["displacement"]
+    late = batch["predict"][0] >= 2 * 36
+    assert late.any()
+    assert target.weights[0][late].max() == 0
+    assert target.weights[0][~late].mean() > 0.4
+
+
+def test_anchored_at_the_clip_each_tubelet_takes_its_step(root, tmp_path):
+    """TrackMAE's: token (t, h, w) takes step t of the trajectory that starts at (h, w) in the first frame."""
+    store = extracted(root, tmp_path / "anchored.tracks", frame_step=8, length=2)
+    recipe = dataclasses.replace(RECIPE, anchoring="clip", flip=False)
+    dataset = ClipDataset(store, root, recipe, seed=3)
+    assert dataset.steps == 1
+    sample = samples(dataset, "scene.avi", 1)[0]
+    clip, video = sample["clip"], video_called(dataset, "scene.avi")
+    assert sample["displacement"].shape == (4, *GRID, 1, 2)
+    row = dataset.reader.rows(video, [clip.start], hog=True)[0]
+    cell = ((clip.view.to_frame(view_points((96, 96), GRID)) - 3.5) / 8 + 0.5).astype(int)  # of the nearest grid point
+    for t in range(4):
+        if t < 2:
+            steps = row.valid[:, :, t] & row.valid[:, :, t + 1]
+            np.testing.assert_array_equal(sample["displacement_valid"][t, :, :, 0], steps[cell[..., 1], cell[..., 0]])
+        else:  # nothing is invented past the last step
+            assert not sample["displacement_valid"][t].any()
+    speeds = [np.abs(sample["displacement"][t][sample["displacement_valid"][t]]).max() for t in range(2)]
+    assert min(speeds) > 8  # eight frames' worth
+
+
+def test_shuffled_frames_keep_their_own_motion(dataset):
+    """Each tubelet's trajectories start in the frame that it begins with, wherever that frame has gone."""
+    recipe = dataclasses.replace(RECIPE, shuffle_frames=True, flip=False)
+    dataset = ClipDataset(dataset.reader.path, dataset.root, recipe, seed=2)
+    sample = samples(dataset, "scene.avi", 1)[0]
+    clip, video = sample["clip"], video_called(dataset, "scene.avi")
+    reader = ClipFrames(dataset.root / video.path, source_size=(112, 160), num_frames=44, short_side=256)
+    times = [clip.start + 4 * k for k in range(8)]
+    ordered = reader.read(times, clip.view)
+    order = [times[int(np.abs(ordered.astype(int) - f).sum((1, 2, 3)).argmin())] for f in sample["frames"]]
+    assert sorted(order) == times
+    assert order != times
+    expected = dataset._motion(video, order[::2], clip.view)
+    np.testing.assert_array_equal(sample["displacement"], expected["displacement"])
+
+
+def test_one_seed_gives_one_stream_whatever_the_workers(root, store, dataset):
+    def batches(workers, seed=5, position=0):
+        same = ClipDataset(store, root, RECIPE, seed=seed)
+        loader = clip_loader(same, batch_size=3, workers=workers, position=position)
+        return list(itertools.islice(loader, 4))
+
+    alone, apart = batches(0), batches(2)
+    for a, b in zip(alone, apart, strict=True):
+        assert a["clip"] == b["clip"]
+        assert all(torch.equal(a[k], b[k]) for k in a if isinstance(a[k], torch.Tensor))
+    assert [b["clip"] for b in batches(0, position=6)[:2]] == [b["clip"] for b in alone[2:]]
+    assert [b["clip"] for b in batches(0, seed=6)] != [b["clip"] for b in alone]
+    first_epoch = [clip.id for b in alone for clip in b["clip"]][:4]
+    assert sorted(first_epoch) == sorted(NAMES)
+
+
+def test_a_video_is_opened_once_for_its_clips(root, store, monkeypatch):
+    opened = []
+
+    class Counted(ClipFrames):
+        def __init__(self, path, **options):
+            opened.append(path)
+            super().__init__(path, **options)
+
+    monkeypatch.setattr("training.clips.ClipFrames", Counted)
+    dataset = ClipDataset(store, root, RECIPE, clips_per_video=3)
+    batch = next(iter(clip_loader(dataset, batch_size=6)))
+    assert len(opened) == 2
+    assert [clip.repeat for clip in batch["clip"]] == [0, 1, 2] * 2
+    assert len({(clip.start, clip.view) for clip in batch["clip"]}) > 2
+
+
+def test_an_unreadable_video_is_skipped_by_name_and_nothing_takes_its_place(root, store, tmp_path):
+    for name in NAMES:
+        os.symlink(root / name, tmp_path / name)
+    (tmp_path / "tall.avi").unlink()
+    (tmp_path / "short.avi").unlink()
+    write_clip(tmp_path / "short.avi", TALL, 18)  # another video under the name
+    dataset = ClipDataset(store, tmp_path, RECIPE)
+    batch = next(iter(clip_loader(dataset, batch_size=4)))
+    assert sorted(clip.id for clip in batch["clip"]) == ["mirrored.avi", "scene.avi"]
+    assert len(batch["frames"]) == 2
+    reasons = {skipped.id: skipped.reason for skipped in batch["skipped"]}
+    assert sorted(reasons) == ["short.avi", "tall.avi"]
+    assert "no such file" in reasons["tall.avi"]
+    assert "VideoChangedError" in reasons["short.avi"]
+    assert isinstance(pickle.loads(pickle.dumps(batch["skipped"][0])), Skipped)
+
+
+def test_an_incomplete_store_is_refused_unless_allowed(root, store, tmp_path):
+    part = tmp_path / "part.tracks"
+    (part / "shards").mkdir(parents=True)
+    (part / "store.json").write_bytes((store / "store.json").read_bytes())
+    os.symlink(store / "shards" / "00001.zarr", part / "shards" / "00001.zarr")
+    with pytest.raises(StoreFitError, match=r"1 of its 2 shards.*--allow-incomplete"):
+        ClipDataset(part, root, RECIPE)
+    assert len(ClipDataset(part, root, RECIPE, allow_incomplete=True).reader.videos) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"clip_stride": 3}, r"start_stride is 4.*3 = 6.*that fit this clip are 1, 2, 3, 6.*this store are 2, 4, 6"),
+        ({"clip_stride": 2, "shuffle_frames": True}, r"clip stride 2 = 2.*this clip are 1, 2 .*this store are 4, 8"),
+        ({"anchoring": "clip"}, r"frame_step is 1; extract with frame_step: 8"),
+        ({"interpolate": False}, r"interpolate: false.*extract with frame_step: 4"),
+        ({"trajectory_length": 7}, r"trajectory_length is 7, its trajectories have 6 steps"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_would(root, store, fields, message):
+    with pytest.raises(StoreFitError, match=message):
+        ClipDataset(store, root, dataclasses.replace(RECIPE, **fields))
+
+
+def test_heads_that_the_store_cannot_serve_are_named_together(root, tmp_path):
+    bare = extracted(root, tmp_path / "bare.tracks", hog="false", positions_in="stabilised", flow="dis")
+    heads = {name: HeadOptions() for name in ("displacement", "trajectory_hog", "hof")}
+    with pytest.raises(StoreFitError) as caught:
+        ClipDataset(bare, root, dataclasses.replace(RECIPE, heads=heads, remove_camera=False))
+    for part in ("hog: true", "descriptors: [hof]", "positions_in: image"):
+        assert part in str(caught.value)
+
+
+def test_pixels_need_nothing_of_the_store_but_its_videos(root, store):
+    """The same clips through the same views as with motion, so that recipes can be compared."""
+    recipe = dataclasses.replace(RECIPE, heads={"pixels": HeadOptions()})
+    with_motion, without = ClipDataset(store, root, RECIPE, seed=5), ClipDataset(store, root, recipe, seed=5)
+    a, b = with_motion[2], without[2]
+    assert a["clip"] == b["clip"]
+    np.testing.assert_array_equal(a["frames"], b["frames"])
+    assert "displacement" not in b
+    ClipDataset(store, root, dataclasses.replace(recipe, clip_stride=3))
+
+
+def test_fewer_steps_are_the_first_ones(root, store, dataset):
+    shorter = ClipDataset(store, root, dataclasses.replace(RECIPE, trajectory_length=4), seed=5)
+    assert shorter.steps == 4
+    np.testing.assert_array_equal(shorter[0]["displacement"], dataset[0]["displacement"][..., :4, :])
+    np.testing.assert_array_equal(shorter[0]["trajectory_hog"], dataset[0]["trajectory_hog"][..., :4, :])
