@@ -125,13 +125,13 @@ class ClipDataset(Dataset[Sample]):
 
     def _clips_of(self, video: VideoRecord, clips: Sequence[StreamClip]) -> list[Sample | Skipped]:
         try:
-            frames = ClipFrames(
+            with ClipFrames(
                 self.root / video.path,
                 source_size=video.source_size,
                 num_frames=video.num_frames,
                 short_side=self.reader.info.recipe.short_side,
-            )
-            return [self._sample(video, frames, clip) for clip in clips]
+            ) as frames:
+                return [self._sample(video, frames, clip) for clip in clips]
         except VideoError as error:
             return [Skipped(video.id, f"{type(error).__name__}: {error}")] * len(clips)
 
