@@ -180,7 +180,7 @@ def test_a_clip_starts_where_it_fits(num_frames, span, stride, seed):
 
 
 def test_every_start_is_as_likely():
-    """The 61 frames of a 16-frame clip at stride 4 leave starts 0, 4, …, 36 in 97; the last ends with the video's last frame."""
+    """The 61 frames of a 16-frame clip at stride 4 fit into 97 from 0, 4, … and 36; from there up to the last frame."""
     generator = np.random.default_rng(0)
     starts = [choose_start(97, 61, 4, generator) for _ in range(5000)]
     values, counts = np.unique(starts, return_counts=True)
