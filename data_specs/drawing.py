@@ -13,7 +13,7 @@ SUBPIXEL_BITS = 4
 def fixed_point(positions: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.int64]:
     """Positions (..., 2), x and y in pixels, as OpenCV's `shift` wants them; those far outside `size` come nearer."""
     limit = 2.0 * max(size)
-    return np.rint(np.clip(positions, -limit, limit) * (1 << SUBPIXEL_BITS)).astype(np.int64)
+    return np.asarray(np.rint(np.clip(positions, -limit, limit) * (1 << SUBPIXEL_BITS)), dtype=np.int64)
 
 
 def draw_trajectories(panel: Frame, positions: NDArray[np.floating], steps: NDArray[np.bool_]) -> None:
