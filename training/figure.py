@@ -55,6 +55,7 @@ def draw_figure(
 ) -> None:
     """Draw the first `clips` clips of a batch, `tubelets` of each, to a PNG that is there whole or not at all.
 
+    With anchoring `clip` a tubelet has one step, which is drawn from the grid point.
     batch: `frames` uint8 (B, T, H, W, 3), `visible` and `predict`. pasted_pixels: uint8 like `frames`, with the
     prediction in the predicted patches. labels: the clips' names. scale: factor of enlargement.
     Raises ValueError where shapes do not fit one another, OSError where the file cannot be written.
