@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from data_specs.drawing import SUBPIXEL_BITS, draw_label, draw_trajectories, fixed_point
 from data_specs.track_store import StoreError, TrackRow, TrackShard
 from data_specs.video import Frame, Video
 
@@ -26,7 +27,6 @@ _PANEL_WIDTH = {".png": 640, ".mp4": 640, ".gif": 320}  # a GIF has no predictio
 FORMATS = tuple(_PANEL_WIDTH)
 _MOST_ENLARGED = 4
 _LOST = (128, 128, 128)
-_SUBPIXEL_BITS = 4
 
 
 def render(shard: TrackShard, video: int, file: Path, out: Path, start_frame: int | None = None) -> str:
@@ -74,25 +74,17 @@ def draw_row(frame: Frame, row: TrackRow, steps: int | None = None, panel_width:
         panel = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
         panel = np.ascontiguousarray((panel * 0.7).astype(np.uint8))
         _draw_tracks(panel, (positions + 0.5) * scale - 0.5, row.valid, steps)
-        label = f"{title}, from frame {row.frame}"
-        (width, height), _ = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)
-        cv2.rectangle(panel, (0, 0), (width + 12, height + 10), (0, 0, 0), -1)
-        cv2.putText(panel, label, (6, height + 4), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (255, 255, 255), 1, cv2.LINE_AA)
+        draw_label(panel, f"{title}, from frame {row.frame}")
         panels.append(panel)
     return np.concatenate(panels, axis=1)
 
 
 def _draw_tracks(panel: Frame, positions: NDArray[np.float64], valid: NDArray[np.bool_], steps: int) -> None:
-    length = positions.shape[1] - 1
-    levels = np.linspace(40, 255, max(length, 1)).astype(np.uint8)
-    colours = cv2.applyColorMap(levels[:, None], cv2.COLORMAP_VIRIDIS)[:, 0, ::-1].tolist()
-    fixed = np.rint(positions * (1 << _SUBPIXEL_BITS)).astype(int)
-    for track, is_valid in zip(fixed, valid, strict=True):
-        for k in range(steps):
-            if is_valid[k] and is_valid[k + 1]:
-                cv2.line(panel, track[k], track[k + 1], colours[k], 1, cv2.LINE_AA, _SUBPIXEL_BITS)
-            elif is_valid[k]:
-                cv2.circle(panel, track[k], 1 << _SUBPIXEL_BITS, _LOST, -1, cv2.LINE_AA, _SUBPIXEL_BITS)
+    begun = np.arange(positions.shape[1] - 1) < steps
+    draw_trajectories(panel, positions, valid[:, :-1] & valid[:, 1:] & begun)
+    lost = positions[:, :-1][valid[:, :-1] & ~valid[:, 1:] & begun]
+    for point in fixed_point(lost, panel.shape[:2]):
+        cv2.circle(panel, point, 1 << SUBPIXEL_BITS, _LOST, -1, cv2.LINE_AA, SUBPIXEL_BITS)
 
 
 def _choose(rows: list[TrackRow], start_frame: int | None) -> TrackRow:
