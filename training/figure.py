@@ -52,8 +52,10 @@ def draw_figure(
     clips: int = 2,
     tubelets: int = 2,
     scale: int = 2,
-) -> None:
+) -> Frame:
     """Draw the first `clips` clips of a batch, `tubelets` of each, to a PNG that is there whole or not at all.
+
+    Returns the picture, RGB.
 
     With anchoring `clip` a tubelet has one step, which is drawn from the grid point.
     batch: `frames` uint8 (B, T, H, W, 3), `visible` and `predict`. pasted_pixels: uint8 like `frames`, with the
@@ -80,11 +82,13 @@ def draw_figure(
             rows.append(panels)
     for title, panel in rows[0].items():
         draw_label(panel, title)
-    done, encoded = cv2.imencode(".png", cv2.cvtColor(_mosaic(rows), cv2.COLOR_RGB2BGR))
+    picture = _mosaic(rows)
+    done, encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     if not done:
         raise OSError(f"{path}: cannot be encoded")
     with replacing(path) as temporary:
         temporary.write_bytes(encoded.tobytes())
+    return picture
 
 
 def token_states(

@@ -1,0 +1,57 @@
+"""What a model predicts for a batch, undone of its normalisation, as a picture.
+
+Where displacements are standardised over a patch, the truth's mean and deviation are put back into both columns: the
+picture then shows how well the differences within patches are predicted, as MME's figure 4 does.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_specs.video import Frame
+from training.figure import Motion, draw_figure
+from training.recipe import PretrainRecipe
+from training.targets import Target
+
+
+def draw_predictions(
+    path: Path,
+    batch: Mapping[str, Any],
+    recipe: PretrainRecipe,
+    predictions: Mapping[str, Tensor],
+    targets: Mapping[str, Target],
+) -> Frame | None:
+    """Draw a batch's first clips to a PNG (see `figure`); returns the picture, RGB.
+
+    predictions: (B, Np, D) for each head. A recipe with neither displacements nor pixels has nothing to show: None.
+    """
+    motion = pasted = None
+    if "displacement" in targets:
+        target = targets["displacement"]
+        motion = Motion(
+            true=target.denormalised(target.values),
+            predicted=target.denormalised(predictions["displacement"]),
+            valid=target.weights.amax(-1) > 0,
+        )
+    if "pixels" in targets:
+        pasted = pasted_pixels(batch, recipe, targets["pixels"].denormalised(predictions["pixels"]))
+    if motion is None and pasted is None:
+        return None
+    labels = [clip.id for clip in batch["clip"]]
+    return draw_figure(path, batch, recipe, motion=motion, pasted_pixels=pasted, labels=labels)
+
+
+def pasted_pixels(batch: Mapping[str, Any], recipe: PretrainRecipe, pixels: Tensor) -> Tensor:
+    """The batch's frames, uint8 (B, T, H, W, 3), with `pixels` (B, Np, ...), of 0 to 1, in the predicted patches."""
+    frames, predict = batch["frames"], batch["predict"]
+    b = len(frames)
+    t, h, w = recipe.token_grid
+    split = frames.reshape(b, t, recipe.tubelet, h, recipe.patch, w, recipe.patch, 3)
+    patches = split.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, t * h * w, -1).clone()
+    values = (pixels.flatten(2) * 255).round().clamp(0, 255).to(torch.uint8)
+    patches[torch.arange(b, device=predict.device)[:, None], predict] = values
+    back = patches.reshape(b, t, h, w, recipe.tubelet, recipe.patch, recipe.patch, 3)
+    return back.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(frames.shape)
