@@ -186,8 +186,8 @@ class ArrayReader:
 class ShardReader:
     """One complete shard: the folder `path` of a store of that recipe.
 
-    `num_videos`, `num_starts`, `num_points`: its counts. Arrays are opened when they are first read, and closed files
-    and unread metadata are all that a pickled reader takes along. `files` may be shared among the shards of a process.
+    `num_videos`, `num_starts`, `num_points`: its counts. Arrays are opened when they are first read; a pickled reader
+    takes no open file along. `files` may be shared among the shards of a process.
     Raises StoreError where the shard is incomplete, of another version, or not readable.
     """
 
@@ -297,7 +297,7 @@ def _layout(path: Path, spec: ArraySpec) -> _Layout:
             raise StoreError(f"{path}/zarr.json: {what} is {found!r}; this reader knows {expected!r} alone")
     if min(shape[0], per_file[0] - 1, per_chunk[0] - 1) < 0:
         raise StoreError(f"{path}/zarr.json: shape {shape}, chunks {per_file} of {per_chunk}")
-    return _Layout(tuple(shape), np.dtype(spec.dtype), per_chunk[0], per_file[0] // per_chunk[0])
+    return _Layout(tuple(shape), np.dtype(spec.dtype).newbyteorder("<"), per_chunk[0], per_file[0] // per_chunk[0])
 
 
 def _plain(named: Any) -> tuple[str, dict[str, Any]]:
