@@ -136,8 +136,8 @@ class ArrayReader:
                 start = starts[number]
                 low, high = max(start, first), min(start + count, first + rows)
                 blocks[number, low - start : high - start] = scratch[low - first : high - first]
-        unwritten = np.isnan(blocks) if np.isnan(self._fill) else blocks == self._fill
-        if unwritten.any():
+        if _holds(blocks, self._fill):
+            unwritten = np.isnan(blocks) if np.isnan(self._fill) else blocks == self._fill
             number, row = np.argwhere(unwritten)[0][:2]
             raise StoreError(f"{self.path}[{starts[number] + row}]: holds the fill value: it was not written")
         return blocks
@@ -237,6 +237,13 @@ class ShardReader:
     def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows start:stop of an array's first axis; see `ArrayReader.read`."""
         return self.array(name).read(start, stop)
+
+
+def _holds(values: NDArray[Any], fill: float) -> bool:
+    """Whether a fill value is among them. It lies beyond all that can occur, so their extremes tell, quickly."""
+    if np.isnan(fill):
+        return bool(np.isnan(values.min()))
+    return bool(values.max() == fill if fill > 0 else values.min() == fill)
 
 
 def _sound(data: bytes) -> bool:

@@ -251,8 +251,8 @@ def _fill_steps(
                     dx, dy = 0.0, 0.0
                 elif compensate:
                     g = inverse[r, k]
-                    w = g[2, 0] * next_x + g[2, 1] * next_y + g[2, 2]
-                    dx = (g[0, 0] * next_x + g[0, 1] * next_y + g[0, 2]) / w - x
-                    dy = (g[1, 0] * next_x + g[1, 1] * next_y + g[1, 2]) / w - y
+                    scale = 1 / (g[2, 0] * next_x + g[2, 1] * next_y + g[2, 2])
+                    dx = (g[0, 0] * next_x + g[0, 1] * next_y + g[0, 2]) * scale - x
+                    dy = (g[1, 0] * next_x + g[1, 1] * next_y + g[1, 2]) * scale - y
                 moved[r, n, k, 0], moved[r, n, k, 1] = dx, dy
                 x, y = next_x, next_y
