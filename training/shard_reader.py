@@ -201,7 +201,8 @@ class ShardReader:
                 f"{path}: format {attributes.get('format')!r}, version {attributes.get('version')!r}; "
                 f"this software reads {FORMAT}, version {VERSION}"
             )
-        counts = [attributes.get(key, 0) for key in ("num_videos", "num_starts", "num_points", "num_cuts")]
+        counts = [attributes.get(key) for key in ("num_videos", "num_starts", "num_points")]
+        counts.append(attributes.get("num_cuts", 0))  # a store from before cuts were looked for
         if not all(isinstance(count, int) and count >= 0 for count in counts):
             raise StoreError(f"{path}: its counts are {counts}")
         self.num_videos, self.num_starts, self.num_points, self.num_cuts = counts
