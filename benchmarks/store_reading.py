@@ -6,7 +6,8 @@
 A row: displacement, valid and homography, then also HOG, of start rows drawn at random from the store's first complete
 shard, as they are stored; all three keep their arrays open. A clip: eight of a video's start rows, eight frames apart,
 decoded, without the camera: the plain reader of data_specs, and training's. One process, files in the page cache.
-Times are the least of many repeats of the same draws, the readers taking turns; the ratio is what counts.
+Times are the least of many repeats of the same draws, the readers taking turns; the ratio is what counts. `CPU` is that
+of all threads: a DataLoader has a worker for each core, and tensorstore decodes on several at once.
 """
 
 import argparse
@@ -74,14 +75,16 @@ def clip_readers(store: TrackStore, reader: TrackReader, hog: bool) -> dict[str,
     }
 
 
-def least_ms(readers: dict[str, Callable[[Any], Any]], work: list[Any], repeats: int) -> dict[str, float]:
-    """For each reader the least time in ms for one piece of the work."""
-    least = dict.fromkeys(readers, math.inf)
+def least_ms(readers: dict[str, Callable[[Any], Any]], work: list[Any], repeats: int) -> dict[str, tuple[float, float]]:
+    """For each reader the least time in ms for one piece of the work: wall clock, and CPU."""
+    least = dict.fromkeys(readers, (math.inf, math.inf))
     for _ in range(repeats):
         for name, read in readers.items():
-            begun = time.perf_counter()
+            begun = time.perf_counter(), time.process_time()
             read(work)
-            least[name] = min(least[name], 1e3 * (time.perf_counter() - begun) / len(work))
+            taken = time.perf_counter() - begun[0], time.process_time() - begun[1]
+            wall, cpu = (min(old, 1e3 * new / len(work)) for old, new in zip(least[name], taken, strict=True))
+            least[name] = wall, cpu
     return least
 
 
@@ -97,12 +100,12 @@ def main() -> None:
     begun = time.perf_counter()
     reader = TrackReader(options.store)
     print(f"opened {len(reader.videos)} videos in {time.perf_counter() - begun:.2f} s\n")
-    print("| what | reader | ms | ours is faster by |\n| --- | --- | --- | --- |")
+    print("| what | reader | ms | CPU, ms | times ours | CPU, times ours |\n| --- | --- | --- | --- | --- | --- |")
 
-    def report(what: str, times: dict[str, float]) -> None:
-        ours = list(times.values())[-1]
-        for name, ms in times.items():
-            print(f"| {what} | {name} | {ms:.3f} | {ms / ours:.1f} |")
+    def report(what: str, times: dict[str, tuple[float, float]]) -> None:
+        wall, cpu = list(times.values())[-1]
+        for name, (ms, cpu_ms) in times.items():
+            print(f"| {what} | {name} | {ms:.3f} | {cpu_ms:.3f} | {ms / wall:.1f} | {cpu_ms / cpu:.1f} |")
 
     rows = rng.integers(0, shard.num_starts, ROWS).tolist()
     long = [v for v in reader.videos if v.shard == number and v.num_starts * (recipe.start_stride or 1) > 64]

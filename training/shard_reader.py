@@ -201,11 +201,13 @@ class ShardReader:
                 f"{path}: format {attributes.get('format')!r}, version {attributes.get('version')!r}; "
                 f"this software reads {FORMAT}, version {VERSION}"
             )
-        counts = [attributes.get(key) for key in ("num_videos", "num_starts", "num_points")]
-        counts.append(attributes.get("num_cuts", 0))  # a store from before cuts were looked for
-        if not all(isinstance(count, int) and count >= 0 for count in counts):
-            raise StoreError(f"{path}: its counts are {counts}")
-        self.num_videos, self.num_starts, self.num_points, self.num_cuts = counts
+        # a store from before cuts were looked for has no num_cuts
+        counts = [{"num_cuts": 0, **attributes}.get(f"num_{of}") for of in ("videos", "starts", "points", "cuts")]
+        self.num_videos, self.num_starts, self.num_points, self.num_cuts = (
+            count if isinstance(count, int) else -1 for count in counts
+        )
+        if min(self.num_videos, self.num_starts, self.num_points, self.num_cuts) < 0:
+            raise StoreError(f"{path}: its counts of videos, start rows, points and cuts are {counts}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_arrays": {}}

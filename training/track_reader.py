@@ -61,6 +61,8 @@ class TrackReader:
 
     def __init__(self, store: str | Path, *, open_files: int | None = None) -> None:
         opened = TrackStore(store)
+        assert opened.info.recipe.start_stride is not None  # a store's recipe gives it
+        self._start_stride = opened.info.recipe.start_stride
         self.path, self.info = opened.path, opened.info
         self._files = OpenFiles() if open_files is None else OpenFiles(open_files)
         self._shards: dict[int, ShardReader] = {}
@@ -113,8 +115,7 @@ class TrackReader:
         steps = recipe.length if length is None else length
         self._check_request(hog, descriptors, remove_camera, steps)
         place = self.videos.find(video)
-        stride = recipe.start_stride
-        assert stride is not None
+        stride = self._start_stride
         found = [f // stride if f % stride == 0 and 0 <= f // stride < video.num_starts else -1 for f in frames]
         present = sorted({row for row in found if row >= 0})
         if not present:
@@ -180,8 +181,7 @@ class TrackReader:
         """A shard, opened in this process, and checked where reading builds on what another array says as well."""
         found = self._shards.get(shard)
         if found is None:
-            recipe = self.info.recipe
-            found = ShardReader(TrackStore(self.path).shard_path(shard), recipe, self._files)
+            found = ShardReader(self.path / "shards" / f"{shard:05d}.zarr", self.info.recipe, self._files)
             counts = (found.num_videos, found.num_starts, found.num_points)
             if counts != self._counts[shard]:
                 raise StoreError(f"{found.path}: has changed since the store was opened")
@@ -191,7 +191,7 @@ class TrackReader:
             row = np.arange(found.num_starts) - np.repeat(first_start, num_starts)  # of its video
             points = np.repeat(self.videos.grid_size[mine].prod(axis=1), num_starts)
             expected = {
-                "start/frame": row * recipe.start_stride,
+                "start/frame": row * self._start_stride,
                 "start/first_point": np.concatenate([[0], np.cumsum(points)]),
             }
             for name, values in expected.items():
