@@ -1,0 +1,128 @@
+"""Which videos a track store has: one table in list order, small enough to send to every worker."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_specs.track_store import StoreError
+from training.shard_reader import ShardReader
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoRecord:
+    """A video of a store. Sizes are (height, width) in pixels."""
+
+    index: int
+    """Its position in the list."""
+    id: str
+    path: str
+    """Path relative to the data set's root."""
+    shard: int
+    number: int
+    """Its place among the shard's videos."""
+    num_frames: int
+    fps: float
+    """Frames per second as the container says; 0 where it does not."""
+    frame_size: tuple[int, int]
+    """Size of the tracked frames, in whose pixels trajectories are."""
+    source_size: tuple[int, int]
+    num_starts: int
+    """Start rows; row r begins in frame r * start_stride."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoTable(Sequence[VideoRecord]):
+    """The videos of a store in list order. Columns are arrays, so that 240,000 videos are quickly pickled.
+
+    (V,) each, sizes (V, 2). `places` are positions in the list; `first_start` and `first_point` are the video's first
+    start row and point in its shard.
+    """
+
+    places: NDArray[np.int64]
+    shard: NDArray[np.int32]
+    number: NDArray[np.int32]
+    num_frames: NDArray[np.int32]
+    fps: NDArray[np.float32]
+    frame_size: NDArray[np.int32]
+    source_size: NDArray[np.int32]
+    grid_size: NDArray[np.int32]
+    num_starts: NDArray[np.int64]
+    first_start: NDArray[np.int64]
+    first_point: NDArray[np.int64]
+    ids: list[str]
+    paths: list[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, key: int) -> VideoRecord: ...
+
+    @overload
+    def __getitem__(self, key: slice) -> list[VideoRecord]: ...
+
+    def __getitem__(self, key: int | slice) -> VideoRecord | list[VideoRecord]:
+        if isinstance(key, slice):
+            return [self[i] for i in range(*key.indices(len(self)))]
+        height, width = self.frame_size[key].tolist()
+        source_height, source_width = self.source_size[key].tolist()
+        return VideoRecord(
+            index=int(self.places[key]),
+            id=self.ids[key],
+            path=self.paths[key],
+            shard=int(self.shard[key]),
+            number=int(self.number[key]),
+            num_frames=int(self.num_frames[key]),
+            fps=float(self.fps[key]),
+            frame_size=(height, width),
+            source_size=(source_height, source_width),
+            num_starts=int(self.num_starts[key]),
+        )
+
+    def find(self, video: VideoRecord) -> int:
+        """Where in the table a video stands. ValueError for one of another store."""
+        place = int(np.searchsorted(self.places, video.index))
+        if place == len(self) or (self.shard[place], self.number[place]) != (video.shard, video.number):
+            raise ValueError(f"video {video.index} ({video.path}) is not of this store")
+        return place
+
+
+def shard_table(reader: ShardReader, shard: int) -> dict[str, Any]:
+    """The columns of `VideoTable` for one shard."""
+    count = reader.num_videos
+    names = ("num_frames", "fps", "frame_size", "source_size", "grid_size")
+    table: dict[str, Any] = {name: reader.read(f"video/{name}", 0, count) for name in names}
+    first = reader.read("video/first_start", 0, count + 1)
+    num_starts = np.diff(first)
+    if first[0] != 0 or first[-1] != reader.num_starts or (num_starts < 0).any():
+        raise StoreError(f"{reader.path}/video/first_start: must rise from 0 to {reader.num_starts}")
+    points = np.concatenate([[0], np.cumsum(num_starts * table["grid_size"].astype(np.int64).prod(axis=1))])
+    if points[-1] != reader.num_points:
+        raise StoreError(f"{reader.path}/video/grid_size: makes {points[-1]} points, the shard has {reader.num_points}")
+    table["places"] = reader.read("video/index", 0, count)
+    table["ids"], table["paths"] = reader.texts()
+    return table | {
+        "shard": np.full(count, shard, np.int32),
+        "number": np.arange(count, dtype=np.int32),
+        "num_starts": num_starts,
+        "first_start": first[:-1],
+        "first_point": points[:-1],
+    }
+
+
+def join_tables(tables: Sequence[dict[str, Any]]) -> VideoTable:
+    """The shards' tables as one, in list order."""
+    columns: dict[str, Any] = {}
+    order = np.argsort(np.concatenate([np.zeros(0, np.int64), *(table["places"] for table in tables)]), kind="stable")
+    for field in dataclasses.fields(VideoTable):
+        if field.name in ("ids", "paths"):
+            texts = [text for table in tables for text in table[field.name]]
+            columns[field.name] = [texts[i] for i in order.tolist()]
+        elif tables:
+            columns[field.name] = np.concatenate([table[field.name] for table in tables])[order]
+        else:
+            columns[field.name] = np.zeros((0, 2) if field.name.endswith("_size") else 0, np.int64)
+    return VideoTable(**columns)
