@@ -1,8 +1,9 @@
 """A box of a frame, resized: what is cut out may begin and end between pixels, and is interpolated once.
 
 The filter is the triangle: bilinear where the box is enlarged; where it shrinks, the triangle widens with the step from
-one output pixel to the next, so that nothing aliases. So does Pillow's bilinear resize, with which the published loaders
-train. Pixels beyond the box count where the filter reaches them; beyond the frame there is nothing, and the rest counts more.
+one output pixel to the next, so that nothing aliases. So does Pillow's bilinear resize, with which the published
+loaders train. Pixels beyond the box count where the filter reaches them; beyond the frame there is nothing, and the
+rest counts more.
 """
 
 from typing import Any
