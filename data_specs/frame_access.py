@@ -61,16 +61,17 @@ class FrameAccess:
         stream = self._container.streams.best("video")
         if stream is None or stream.codec_context is None:
             raise BrokenFrameError("holds no video")
-        self._stream = stream
+        self._stream = cast(VideoStream, stream)
         self._decoder = cast(av.VideoCodecContext, stream.codec_context)
         self._decoder.thread_count = 1
+        self._closed = False
         self._packets: list[Packet] | None = []
         self._by_timestamp = self._index_packets()
         self._counted = self._by_timestamp  # whether num_frames is known to be right
 
     def close(self) -> None:
         """Close the file; frames can no longer be read."""
-        self._packets = None
+        self._closed, self._packets = True, None
         self._container.close()
 
     def frames(self, indices: Iterable[int]) -> Iterator[tuple[int, av.VideoFrame]]:
@@ -79,6 +80,8 @@ class FrameAccess:
         If the file's timestamps turn out to be wrong, the frames come again from the first: the last one counts.
         Raises BrokenFrameError or FrameCountError.
         """
+        if self._closed:
+            raise ValueError(f"{self._path} has been closed")
         wanted = sorted(set(indices))
         if self._by_timestamp:
             try:
@@ -217,7 +220,7 @@ class FrameAccess:
         # Where seeking lands is the container's choice; the beginning is certain.
         self._container.close()
         self._container = av.open(self._path, metadata_errors="replace")
-        self._stream = self._container.streams[self._stream.index]
+        self._stream = cast(VideoStream, self._container.streams[self._stream.index])
         return 0, self._demux()
 
     def _demux(self) -> Iterator[Packet]:
