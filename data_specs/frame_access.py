@@ -30,8 +30,8 @@ _MOST_KEPT_BYTES = 64 << 20
 
 # Of these a picture says whether any other one needs it. Those of H.265 and VP9 may say so of some others only.
 _CAN_SKIP = frozenset({"h264"})
-# Decoders that hold back pictures and yet keep each one with its packet's timestamp. Those of MPEG-4 part 2 and before
-# do not where a container has no timestamps, or two pictures in one packet.
+# Decoders that reorder pictures and keep each one with its packet's timestamp. Those of MPEG-4 part 2 and before do not
+# always: there are containers without timestamps, and packets of two pictures.
 _KEEPS_TIMESTAMPS = frozenset({"h264", "hevc"})
 
 
@@ -61,7 +61,7 @@ class FrameAccess:
         stream = self._container.streams.best("video")
         if stream is None or stream.codec_context is None:
             raise BrokenFrameError("holds no video")
-        self._stream = cast(VideoStream, stream)
+        self._stream, self._stream_index = cast(VideoStream, stream), stream.index
         self._decoder = cast(av.VideoCodecContext, stream.codec_context)
         self._decoder.thread_count = 1
         self._closed = False
@@ -114,8 +114,8 @@ class FrameAccess:
         known = [stamp for stamp, is_shown in zip(stamps, shown, strict=True) if is_shown and stamp is not None]
         told = (
             len(known) == sum(shown) == self._num_frames == len(set(known))
-            and (self._decoder.name in _KEEPS_TIMESTAMPS or not self._decoder.has_b_frames)
             and bool(keys)
+            and (self._has_presentation_times(known) if self._decoder.codec.reorder else known == sorted(known))
         )
         if not told:
             return False
@@ -131,6 +131,14 @@ class FrameAccess:
         self._key_ranks = [0, *(by_place[place] for place in self._key_places[1:])]
         self._key_stamps = {place: known[rank] for place, rank in zip(self._key_places, self._key_ranks, strict=True)}
         return self._key_ranks == sorted(self._key_ranks)
+
+    def _has_presentation_times(self, stamps: list[int]) -> bool:
+        """Whether `stamps`, in decoding order, say when frames are shown. AVI has no times: FFmpeg makes them up."""
+        return (
+            self._decoder.name in _KEEPS_TIMESTAMPS
+            and self._container.format.name != "avi"
+            and not (self._decoder.has_b_frames and stamps == sorted(stamps))
+        )
 
     def _runs(self, wanted: list[int]) -> Iterator[tuple[int, int, set[int]]]:
         """(first packet, last packet, indices): what to decode without a break, and which frames to take from it."""
@@ -220,7 +228,7 @@ class FrameAccess:
         # Where seeking lands is the container's choice; the beginning is certain.
         self._container.close()
         self._container = av.open(self._path, metadata_errors="replace")
-        self._stream = cast(VideoStream, self._container.streams[self._stream.index])
+        self._stream = cast(VideoStream, self._container.streams[self._stream_index])
         return 0, self._demux()
 
     def _demux(self) -> Iterator[Packet]:
