@@ -15,6 +15,7 @@ from typing import cast
 import av
 import numpy as np
 from av.stream import Stream
+from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ def decode_frames(path: str | Path) -> Iterator[NDArray[np.uint8]]:
     """The frames in presentation order, upright, RGB uint8 (height, width, 3): the pixels that decord gives, one at a
     time. Raises BrokenFrameError where a packet or a frame is damaged.
     """
+    to_rgb = RgbConverter()
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             stream = container.streams.best("video")
@@ -93,6 +95,32 @@ def decode_frames(path: str | Path) -> Iterator[NDArray[np.uint8]]:
                 picture = cast(av.VideoFrame, frame)
                 if picture.is_corrupt:
                     raise BrokenFrameError("a frame is damaged")
-                yield np.rot90(picture.to_ndarray(format="rgb24"), round(picture.rotation / 90))
+                rows, (height, width) = to_rgb(picture)
+                yield rows[:, : 3 * width].reshape(height, width, 3)
     except av.FFmpegError as error:
         raise BrokenFrameError(error.strerror) from error
+
+
+class RgbConverter:
+    """Turns decoded pictures into upright RGB, with decord's pixels.
+
+    Odd sizes apart, at which the two may place subsampled colour a fraction of a pixel differently.
+    """
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()  # keeps its tables from picture to picture
+
+    def __call__(self, picture: av.VideoFrame) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        """Rows, uint8 (height, at least 3 * width), contiguous, and the upright size (height, width). What lies behind
+        the width is padding.
+        """
+        # bicubic is what decord's filter takes; it matters where subsampled colour meets an odd size
+        rgb = self._reformatter.reformat(picture, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
+        plane = rgb.planes[0]
+        rows: NDArray[np.uint8] = np.frombuffer(memoryview(plane), np.uint8).reshape(rgb.height, plane.line_size)
+        quarter_turns = round(picture.rotation / 90) % 4
+        if not quarter_turns:
+            return rows, (rgb.height, rgb.width)
+        turned = np.rot90(rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3), quarter_turns)
+        height, width = turned.shape[:2]
+        return np.ascontiguousarray(turned).reshape(height, 3 * width), (height, width)

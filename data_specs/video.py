@@ -88,6 +88,22 @@ class FrameTooSmallError(VideoError):
     """Frames smaller than one cell of the trajectory grid, or than flow can be measured on."""
 
 
+class VideoChangedError(VideoError):
+    """Another number of frames, or another size, than when its trajectories were extracted."""
+
+
+def check_file(path: str | Path) -> None:
+    """Raise VideoOpenError where there is no file, or one with nothing in it."""
+    try:
+        size = Path(path).stat().st_size
+    except OSError as error:
+        raise VideoOpenError(path, (error.strerror or "cannot be read").lower()) from error
+    if not Path(path).is_file():
+        raise VideoOpenError(path, "is not a file")
+    if size == 0:
+        raise VideoOpenError(path, "the file is empty")
+
+
 class Video:
     """A video file, opened; iterate over it once for its frames at the tracked size.
 
@@ -102,14 +118,7 @@ class Video:
 
     def __init__(self, path: str | Path, short_side: int | None) -> None:
         self.path = Path(path)
-        try:
-            size = self.path.stat().st_size
-        except OSError as error:
-            raise VideoOpenError(path, (error.strerror or "cannot be read").lower()) from error
-        if not self.path.is_file():
-            raise VideoOpenError(path, "is not a file")
-        if size == 0:
-            raise VideoOpenError(path, "the file is empty")
+        check_file(path)
         try:
             self._reader = decord.VideoReader(str(path), num_threads=1, fault_tol=_NO_RECOVERED_FRAMES)
         except (*_DECORD_ERRORS, RuntimeError, AssertionError) as error:

@@ -3,13 +3,20 @@
 import pickle
 import subprocess
 import sys
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from videos import cut_off, noise_frames, overwrite, turn_by_metadata, write_video
+from videos import (
+    cut_off,
+    leave_out_by_edit_list,
+    noise_frames,
+    overwrite,
+    turn_by_metadata,
+    write_variable_rate,
+    write_video,
+)
 
 from data_specs.video import (
     FrameSizeChangedError,
@@ -159,16 +166,9 @@ def test_sound_that_runs_on_is_no_truncation(tmp_path):
 
 def test_frames_that_an_edit_list_leaves_out_are_not_part_of_the_video(tmp_path):
     """Phones and `ffmpeg -ss -c copy` trim so; decord would put neighbours in the places of those frames."""
-    path = tmp_path / "v.mp4"
     whole = write_video(tmp_path / "whole.mp4", [np.full((48, 64, 3), 4 * i + 4, np.uint8) for i in range(60)],
                         "libx264", "yuv420p")  # fmt: skip
-    with av.open(str(whole)) as source, av.open(str(path), "w") as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        shift = round(0.4 / source.streams.video[0].time_base)
-        for packet in source.demux(source.streams.video[0]):
-            if packet.size:
-                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
-                target.mux(packet)
+    path = leave_out_by_edit_list(whole, tmp_path / "v.mp4", 0.4)
     video = Video(path, None)
     levels = [float(frame.mean()) for frame in video]
     assert 40 <= len(levels) < 60
@@ -223,17 +223,7 @@ def test_frames_that_the_decoder_made_up_are_an_error(tmp_path):
 
 def test_a_variable_frame_rate_is_no_truncation(tmp_path):
     """Long gaps between frames: fewer than duration times nominal rate, and all there."""
-    path = tmp_path / "v.mkv"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=30)
-        stream.height, stream.width, stream.pix_fmt = 48, 80, "yuv420p"
-        stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
-        for number, pixels in enumerate(noise_frames(40, 48, 80)):
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts = 33 * number if number < 20 else 33 * 20 + 120 * (number - 20)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    assert len(read(path)) == 40
+    assert len(read(write_variable_rate(tmp_path / "v.mkv", noise_frames(40, 48, 80)))) == 40
 
 
 def test_what_is_not_a_video_is_an_error_that_says_so(tmp_path):

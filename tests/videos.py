@@ -17,8 +17,19 @@ def noise_frames(count: int, height: int, width: int, seed: int = 0) -> list[NDA
     return [np.kron(c, np.ones((8, 8, 1), np.uint8))[:height, :width] for c in coarse]
 
 
+def sliding_frames(count: int, height: int, width: int, seed: int = 0) -> list[NDArray[np.uint8]]:
+    """Frames that an encoder predicts from one another, each unlike the others: a pattern that slides, RGB."""
+    pattern = noise_frames(1, height, width, seed)[0]
+    return [np.roll(pattern, (3 * i, 5 * i), axis=(0, 1)) for i in range(count)]
+
+
 def write_video(
-    path: Path, frames: list[NDArray[np.uint8]], codec: str = "ffv1", pixels: str = "bgr0", **options: str
+    path: Path,
+    frames: list[NDArray[np.uint8]],
+    codec: str = "ffv1",
+    pixels: str = "bgr0",
+    encoder_options: dict[str, str] | None = None,
+    **options: str,
 ) -> Path:
     """Write frames, losslessly by default. Frames of another size than the first go into the same stream."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,6 +37,7 @@ def write_video(
         stream = container.add_stream(codec, rate=RATE)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = pixels
+        stream.options = encoder_options or {}
         encoder = stream.codec_context
         for number, pixels_rgb in enumerate(frames):
             height, width = pixels_rgb.shape[:2]
@@ -44,6 +56,34 @@ def write_video(
         for packet in encoder.encode(None):
             packet.stream = stream
             container.mux(packet)
+    return path
+
+
+def leave_out_by_edit_list(whole: Path, path: Path, seconds: float) -> Path:
+    """A copy of an .mp4 whose edit list leaves out its beginning; the packets are still there."""
+    with av.open(str(whole)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        shift = round(seconds / source.streams.video[0].time_base)
+        for packet in source.demux(source.streams.video[0]):
+            if packet.size:
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
+                target.mux(packet)
+    return path
+
+
+def write_variable_rate(path: Path, frames: list[NDArray[np.uint8]]) -> Path:
+    """The second half of the frames at long intervals, H.264."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
+        half = len(frames) // 2
+        for number, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = 33 * number if number < half else 33 * half + 120 * (number - half)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
     return path
 
 

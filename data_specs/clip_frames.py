@@ -1,0 +1,113 @@
+"""How frames of a clip are read: those of `video.Video`, by index, as a view shows them.
+
+The crop is made on the video's own frame, and interpolated once: a frame is not brought to the tracked size first. What
+this module gives is where `View.to_view` says, the same picture as extraction saw.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from data_specs.container import BrokenFrameError, RgbConverter
+from data_specs.frame_access import FrameAccess, FrameCountError
+from data_specs.frame_resampling import BoxResampler
+from data_specs.geometry import tracked_size
+from data_specs.video import VideoChangedError, VideoDecodeError, VideoOpenError, check_file
+from data_specs.view import View
+
+
+class ClipFrames:
+    """A video file, opened once for any number of clips; closes with `close` or at the end of a `with`.
+
+    source_size: (height, width) of the upright frames in pixels, and num_frames, as the track store has them
+    (`video/source_size`, `video/num_frames`). short_side: as in the store's recipe. `frame_size` is the size of the
+    tracked frame, in whose pixels views are given.
+
+    Raises VideoOpenError here; while reading VideoDecodeError, and VideoChangedError where the file is no longer the
+    one that the store was extracted from.
+    """
+
+    def __init__(
+        self, path: str | Path, *, source_size: tuple[int, int], num_frames: int, short_side: int | None
+    ) -> None:
+        self.path, self.num_frames = Path(path), num_frames
+        self.source_size = (int(source_size[0]), int(source_size[1]))
+        self.frame_size = tracked_size(self.source_size, short_side) if short_side else self.source_size
+        check_file(path)
+        try:
+            self._access = FrameAccess(path, num_frames)
+        except (av.FFmpegError, BrokenFrameError) as error:
+            reason = error.strerror if isinstance(error, av.FFmpegError) else str(error)
+            raise VideoOpenError(path, f"cannot be opened as a video: {reason}") from error
+        self._to_rgb = RgbConverter()
+
+    def __enter__(self) -> "ClipFrames":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file and drop its packets."""
+        self._access.close()
+
+    def read(self, indices: Sequence[int], view: View) -> NDArray[np.uint8]:
+        """The frames at `indices` in `view`, RGB uint8 (len(indices), *view.size, 3).
+
+        An index is the frame's place in the video, 0 ... num_frames - 1, else IndexError; indices can repeat and come
+        in any order. ValueError where the view reaches beyond the tracked frame.
+        """
+        return self.read_clips([(indices, view)])[0]
+
+    def read_clips(self, clips: Sequence[tuple[Sequence[int], View]]) -> list[NDArray[np.uint8]]:
+        """As `read`, for several clips of the video at once: each frame is decoded once for all of them."""
+        places: dict[int, list[tuple[int, int]]] = {}  # of each frame: (clip, where in the clip)
+        for clip, (indices, _) in enumerate(clips):
+            for number, index in enumerate(indices):
+                if not 0 <= index < self.num_frames:
+                    raise IndexError(f"{self.path}: frame {index} of a video of {self.num_frames} frames")
+                places.setdefault(int(index), []).append((clip, number))
+        resamplers = [self._resampler(view) for _, view in clips]
+        read = [np.empty((len(indices), *view.size, 3), np.uint8) for indices, view in clips]
+        try:
+            for index, picture in self._access.frames(places):
+                rows, size = self._to_rgb(picture)
+                self._check_size(size)
+                drawn: dict[int, NDArray[np.uint8]] = {}
+                for clip, number in places[index]:
+                    if clip in drawn:
+                        read[clip][number] = drawn[clip]
+                    else:
+                        drawn[clip] = read[clip][number]
+                        resamplers[clip](rows, drawn[clip])
+        except BrokenFrameError as error:
+            raise VideoDecodeError(self.path, str(error)) from error
+        except FrameCountError as error:
+            raise VideoChangedError(
+                self.path,
+                f"the file holds {error.found} frames, the track store was extracted from {self.num_frames}; "
+                "extract the video again, or bring the old file back",
+            ) from error
+        return read
+
+    def _check_size(self, size: tuple[int, int]) -> None:
+        if size != self.source_size:
+            raise VideoChangedError(
+                self.path,
+                f"the file's frames are {size[0]}x{size[1]} (height x width), the track store was extracted from "
+                f"{self.source_size[0]}x{self.source_size[1]}; extract the video again, or bring the old file back",
+            )
+
+    def _resampler(self, view: View) -> BoxResampler:
+        height, width = self.frame_size
+        if view.top + view.height > height or view.left + view.width > width:
+            raise ValueError(f"{self.path}: {view} reaches beyond the tracked frame of {height}x{width}")
+        down, right = self.source_size[0] / height, self.source_size[1] / width
+        box = (view.top * down, view.left * right, view.height * down, view.width * right)
+        return BoxResampler(self.source_size, box, view.size, view.flip)
