@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_vit import SMALL
 
 from training.interchange import InterchangeError, export_huggingface, export_videomae, load_encoder
-from training.model import MaskedVideoModel, ModelConfig, VideoEncoder
+from training.model import MaskedVideoModel, ModelConfig, VideoEncoder, sinusoid_table
 
 # 2 x 3 x 3 tokens; transformers' frames are square
 FRAMES, SIDE, TOKENS, HIDDEN_TOKENS = 4, 48, 18, 11
 CONFIG = ModelConfig(
-    size="vit_tiny",
+    size=SMALL,
     heads={"pixels": 1536},
     frames=FRAMES,
     input_size=(SIDE, SIDE),
@@ -49,9 +50,9 @@ def transformers():
 def pretraining(transformers):
     """transformers' whole model with random weights."""
     config = transformers.VideoMAEConfig(
-        image_size=SIDE, num_frames=FRAMES, hidden_size=192, num_hidden_layers=12, num_attention_heads=3,
-        intermediate_size=768, decoder_hidden_size=96, decoder_num_hidden_layers=2, decoder_num_attention_heads=3,
-        decoder_intermediate_size=384, use_mean_pooling=False,
+        image_size=SIDE, num_frames=FRAMES, hidden_size=60, num_hidden_layers=3, num_attention_heads=5,
+        intermediate_size=240, decoder_hidden_size=28, decoder_num_hidden_layers=2, decoder_num_attention_heads=2,
+        decoder_intermediate_size=112, use_mean_pooling=False,
     )  # fmt: skip
     torch.manual_seed(7)
     return randomise(transformers.VideoMAEForPreTraining(config), 7)
@@ -138,7 +139,7 @@ def test_bin_files_and_both_names_of_the_biases_are_read(pretraining, encoder_fo
     """transformers 5 names them query.bias in memory, 4 and the files that are published q_bias."""
     expected = features(pretraining.videomae, batch)
     state = pretraining.videomae.state_dict()
-    assert "encoder.layer.3.attention.attention.query.bias" in state
+    assert "encoder.layer.1.attention.attention.query.bias" in state
     published = {n.replace("query.bias", "q_bias").replace("value.bias", "v_bias"): t for n, t in state.items()}
     for number, weights in enumerate((state, published, state | published)):
         path = tmp_path / str(number)
@@ -185,7 +186,7 @@ def test_exported_encoders_are_read_by_transformers(transformers, tmp_path, batc
     assert_same_features(lambda *a: expected[len(a) - 1], features(read, batch), batch)
     # releases of transformers 5 that know one name alone, and those of 4 that know the other, find theirs
     names = set(load_file(tmp_path / "model.safetensors"))
-    stem = "encoder.layer.11.attention.attention."
+    stem = "encoder.layer.2.attention.attention."
     assert {f"{stem}query.bias", f"{stem}q_bias", f"{stem}value.bias", f"{stem}v_bias"} <= names
 
 
@@ -233,7 +234,7 @@ def written_by_videomae(model):
             named[f"{videomae}.mlp.fc1.{end}"] = state[f"{theirs}.intermediate.dense.{end}"]
             named[f"{videomae}.mlp.fc2.{end}"] = state[f"{theirs}.output.dense.{end}"]
 
-    for number in range(12):
+    for number in range(3):
         block(f"videomae.encoder.layer.{number}", f"encoder.blocks.{number}")
     for number in range(2):
         block(f"decoder.decoder_layers.{number}", f"decoder.blocks.{number}")
@@ -265,7 +266,7 @@ def test_a_file_of_videomae_gives_the_same_predictions(pretraining, tmp_path, ba
 def test_a_fine_tuned_file_is_read_without_its_classifier(pretraining, tmp_path, batch):
     named = {n.removeprefix("encoder."): t for n, t in written_by_videomae(pretraining).items() if "encoder." in n}
     del named["norm.weight"], named["norm.bias"]
-    named |= {"fc_norm.weight": torch.ones(192), "head.weight": torch.ones(400, 192)}
+    named |= {"fc_norm.weight": torch.ones(60), "head.weight": torch.ones(400, 60)}
     torch.save({"module": named}, tmp_path / "tuned.pth")
     encoder = VideoEncoder(CONFIG)
     report = load_encoder(encoder, tmp_path / "tuned.pth")
@@ -273,7 +274,7 @@ def test_a_fine_tuned_file_is_read_without_its_classifier(pretraining, tmp_path,
     assert report.skipped == ("fc_norm.weight", "head.weight")
     assert "no final norm in it" in report.notes[0]
     with torch.no_grad():  # a norm that is not there is the model's own, here still without weights
-        pretraining.videomae.layernorm, own = torch.nn.LayerNorm(192, eps=1e-12), pretraining.videomae.layernorm
+        pretraining.videomae.layernorm, own = torch.nn.LayerNorm(60, eps=1e-12), pretraining.videomae.layernorm
         expected = features(pretraining.videomae, batch)
         pretraining.videomae.layernorm = own
     assert_same_features(encoder, expected, batch)
@@ -325,39 +326,37 @@ def test_notes_say_what_differs_in_the_settings(folder):
 
 
 def test_other_sizes_are_refused_naming_both_shapes(folder, tmp_path):
-    small = MaskedVideoModel(dataclasses.replace(CONFIG, size="vit_small"))
-    before = {name: t.clone() for name, t in small.state_dict().items()}
+    tiny = MaskedVideoModel(dataclasses.replace(CONFIG, size="vit_tiny"))
+    before = {name: t.clone() for name, t in tiny.state_dict().items()}
     with pytest.raises(InterchangeError) as caught:
-        load_encoder(small, folder)
-    assert "encoder.blocks.0.attn.proj.bias is (192,), the model's is (384,)" in str(caught.value)
-    assert f"{folder} does not fit vit_small" in str(caught.value) and "more" in str(caught.value)
-    assert all(torch.equal(t, before[name]) for name, t in small.state_dict().items())
+        load_encoder(tiny, folder)
+    assert "encoder.blocks.0.attn.proj.bias is (60,), the model's is (192,)" in str(caught.value)
+    assert f"{folder} does not fit vit_tiny" in str(caught.value) and "more" in str(caught.value)
+    assert all(torch.equal(t, before[name]) for name, t in tiny.state_dict().items())
 
     model = ours()
-    named = {n: t for n, t in written_by_ours(model).items() if not n.startswith("encoder.blocks.11.")}
+    named = {
+        "encoder." + name.replace("patch_embed.", "patch_embed.proj."): tensor
+        for name, tensor in model.encoder.state_dict().items()
+    }
     for changes, message in [
-        ({}, "encoder.blocks.11.attn.proj.bias is missing"),
-        ({"encoder.blocks.12.gamma_1": torch.ones(192)}, "encoder.blocks.12.gamma_1 has no place in vit_tiny"),
-        ({"encoder.norm.bias": torch.full((192,), torch.nan)}, "encoder.norm.bias has values that are not finite"),
-        ({"encoder.pos_embed": torch.ones(1, TOKENS, 192)}, "encoder.pos_embed holds learned positions"),
+        ({"encoder.blocks.2.attn.q_bias": None}, "encoder.blocks.2.attn.q_bias is missing"),
+        ({"encoder.blocks.3.gamma_1": torch.ones(60)}, "encoder.blocks.3.gamma_1 has no place in vit_test"),
+        ({"encoder.norm.bias": torch.full((60,), torch.nan)}, "encoder.norm.bias has values that are not finite"),
+        ({"encoder.pos_embed": torch.ones(1, TOKENS, 60)}, "encoder.pos_embed holds learned positions"),
     ]:
         torch.save({"model": {**named, **changes}}, tmp_path / "x.pth")
         with pytest.raises(InterchangeError, match=message):
             load_encoder(model, tmp_path / "x.pth")
-
-
-def written_by_ours(model):
-    export = {}
-    for name, tensor in model.encoder.state_dict().items():
-        export["encoder." + name.replace("patch_embed.", "patch_embed.proj.")] = tensor
-    return export
+    torch.save({"model": {**named, "encoder.pos_embed": sinusoid_table(TOKENS, 60)[None]}}, tmp_path / "x.pth")
+    load_encoder(model, tmp_path / "x.pth")
 
 
 def test_other_settings_are_refused(encoder_folder, tmp_path):
     settings = json.loads((encoder_folder / "config.json").read_text())
     save_file(load_file(encoder_folder / "model.safetensors"), tmp_path / "model.safetensors")
     for field, value, message in [
-        ("num_attention_heads", 16, "config.json has 16 attention heads, vit_tiny has 3"),
+        ("num_attention_heads", 16, "config.json has 16 attention heads, vit_test has 5"),
         ("hidden_act", "relu", "hidden_act relu, must be gelu"),
         ("model_type", "vit", "model_type is vit, must be videomae"),
     ]:

@@ -9,6 +9,8 @@ import argparse
 import dataclasses
 import json
 import pickle
+import re
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from training.weight_names import huggingface_to_videomae, ours_to_videomae, pla
 CHECKPOINT_FORMAT = "motion-targets/checkpoint"
 _PIXELS = "pixels"
 _SHOWN_PROBLEMS = 8
+_DAMAGED = (RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, struct.error)
+"""What torch.load trips over in bytes that are not its own."""
 _TRANSFORMERS_DEFAULTS = {"num_attention_heads": 12, "decoder_num_attention_heads": 6, "hidden_act": "gelu"}
 
 
@@ -72,9 +76,9 @@ def load_encoder(model: MaskedVideoModel | VideoEncoder, path: Path) -> LoadRepo
     has_norm = "encoder.norm.weight" in weights
     wanted = encoder if has_norm else encoder - {"encoder.norm.weight", "encoder.norm.bias"}
     found -= {"encoder.pos_embed"}
-    problems = [f"{name} is missing" for name in sorted(wanted - found)]
+    problems = _mismatches(weights, targets, found & encoder)
+    problems += [f"{name} is missing" for name in sorted(wanted - found)]
     problems += [f"{name} has no place in {model.config.size}" for name in sorted(found - encoder)]
-    problems += _mismatches(weights, targets, found & encoder)
     problems += _settings_problems(settings, model.config)
     if "encoder.pos_embed" in weights and not _is_sinusoid(weights["encoder.pos_embed"]):
         problems.append("encoder.pos_embed holds learned positions, this model's are fixed")
@@ -138,13 +142,17 @@ def load_torch_file(file: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):  # VideoMAE keeps its options in `args`
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n\t")[0].splitlines()[0]
+        found = re.search(
+            r"WeightsUnpickler error: (?:Unsupported global: )?(.+?)(?: was not|$)", str(error), re.MULTILINE
+        )
+        reason = found[1] if found else "no pickle"
         raise InterchangeError(
             f"{file}: not a file of weights, or one with Python objects beside them, which could run code ({reason}); "
             "if you trust it, load it with torch.load(weights_only=False) and save its state dict alone as {'model': …}"
         ) from error
-    except (RuntimeError, EOFError) as error:
-        raise InterchangeError(f"{file}: damaged, or not of torch.save: {str(error).splitlines()[0]}") from error
+    except _DAMAGED as error:
+        reason = str(error).split("\n", maxsplit=1)[0]
+        raise InterchangeError(f"{file}: damaged, or not of torch.save ({type(error).__name__}: {reason})") from error
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:

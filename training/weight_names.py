@@ -50,7 +50,7 @@ def ours_to_videomae(weights: Mapping[str, Tensor], decoder: str = "joint") -> d
 
 
 def plain_videomae(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """VideoMAE's pretraining names for a file of its code: without wrappers' prefixes, fine-tuned ones with `encoder.`."""
+    """VideoMAE's pretraining names for a file of its code: wrappers' prefixes go, fine-tuned ones get `encoder.`."""
     plain = {re.sub(r"^((module|_orig_mod|backbone)\.)+", "", name): tensor for name, tensor in weights.items()}
     own = ("blocks.", "patch_embed.", "norm.", "pos_embed")
     return {f"encoder.{name}" if name.startswith(own) else name: tensor for name, tensor in plain.items()}
