@@ -37,6 +37,12 @@ class Clip:
 
 
 @dataclasses.dataclass(frozen=True)
+class Skipped:
+    id: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Target:
     values: torch.Tensor
     weights: torch.Tensor
@@ -82,7 +88,7 @@ class Clips(IterableDataset):
         read = [n for n in numbers if n not in self.unread]
         batch = {
             "clip": [Clip(f"video-{n % VIDEOS}") for n in read],
-            "skipped": [(f"video-{n % VIDEOS}", "decode: no frame") for n in numbers if n in self.unread],
+            "skipped": [Skipped(f"video-{n % VIDEOS}", "decode: no frame") for n in numbers if n in self.unread],
         }
         if read:
             rngs = [np.random.default_rng([7, n]) for n in read]

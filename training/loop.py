@@ -75,7 +75,9 @@ def train(
             line = _line(result, step, position / task.clips_per_epoch, optimizer, time.perf_counter() - begun)
             _report(log, line, result, micro_batches)
             if group.is_main and task.draw is not None and settings.figure_every and step % settings.figure_every == 0:
-                task.draw(step, micro_batches[0], result.predictions, result.targets)
+                picture = task.draw(step, micro_batches[0], result.predictions, result.targets)
+                if log is not None and picture is not None:
+                    log.picture("predictions", picture, step)
             if result.signalled or step == settings.steps or step % settings.save_every == 0:
                 states = gather_objects(random_states())
                 if log is not None:
@@ -131,7 +133,7 @@ def _line(
 def _report(log: RunLog | None, line: dict[str, Any], result: StepResult, micro_batches: list[Batch]) -> None:
     """Write a step's line, and which clips of any rank were left out; every rank must call it."""
     if result.skipped:
-        own = [(str(video), str(reason)) for batch in micro_batches for video, reason in batch["skipped"]]
+        own = [(str(clip.id), str(clip.reason)) for batch in micro_batches for clip in batch["skipped"]]
         skipped = [clip for rank in gather_objects(own) for clip in rank]
         if log is not None:
             log.write_skipped(line["step"], skipped)

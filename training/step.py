@@ -143,8 +143,9 @@ def optimise(
 
 
 def _sum_of_weights(targets: list[Targets], head: str) -> torch.Tensor:
-    """Of a head, over micro-batches; float64, which counts them exactly."""
-    return torch.stack([target[head].weights.sum(dtype=torch.float64) for target in targets]).sum()
+    """Of a head's values, over micro-batches; float64, which counts them exactly."""
+    of_head = [target[head] for target in targets]
+    return torch.stack([t.weights.expand(t.values.shape).sum(dtype=torch.float64) for t in of_head]).sum()
 
 
 def _synchronised(model: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[Any]:
@@ -157,7 +158,7 @@ def _synchronised(model: nn.Module, *, last: bool) -> contextlib.AbstractContext
 def _check_clips(given: StepInput) -> None:
     for batch in given.micro_batches:
         if len(batch.get("frames", ())) == 0:
-            unread = ", ".join(f"{video} ({reason})" for video, reason in batch.get("skipped", ()))
+            unread = ", ".join(f"{clip.id} ({clip.reason})" for clip in batch["skipped"])
             raise StoppedError(
                 f"step {given.number}: no clip of a batch could be read: {unread}. Mend these videos, leave them out, "
                 "or take larger batches"

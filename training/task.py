@@ -4,7 +4,9 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from training.step_batches import Batch
@@ -13,15 +15,15 @@ Precision = Literal["bf16", "fp32", "fp16"]
 
 
 class Target(Protocol):
-    """What a head should predict: float32 (B, Np, D) values, and as many weights, 0 where it leaves the loss, or 1."""
+    """What a head should predict."""
 
     @property
     def values(self) -> torch.Tensor:
-        """float32 (B, Np, D)."""
+        """float32 (B, Np, ...)."""
 
     @property
     def weights(self) -> torch.Tensor:
-        """float32 (B, Np, D)."""
+        """0 where a value leaves the loss, else 1; broadcasts to the values."""
 
 
 Targets = Mapping[str, Target]
@@ -54,8 +56,8 @@ class Task:
     clips_per_epoch: int
     data: dict[str, Any]
     """What the order of the clips follows from, in plain values; it must be the same when a run goes on."""
-    draw: Callable[[int, Batch, Predictions, Targets], None] | None = None
-    """Draws a picture of a step's first micro-batch, on rank 0."""
+    draw: Callable[[int, Batch, Predictions, Any], NDArray[np.uint8] | None] | None = None
+    """Draws a picture of a step's first micro-batch, on rank 0; one that it returns, RGB, goes to TensorBoard too."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
