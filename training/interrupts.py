@@ -1,0 +1,42 @@
+"""SIGTERM and SIGUSR1 ask the trainer to save and go; Slurm sends them before it ends or requeues a job."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Interrupts:
+    """While open, the two signals only set a flag, however often they come; a save under way is not disturbed."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        """Name of the last signal that came."""
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "Interrupts":
+        self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+
+    @contextmanager
+    def inherited(self) -> Iterator[None]:
+        """Processes that are started in here ignore the signals for good.
+
+        A loader's workers must outlive them: Slurm sends them to every process of a job, and the step under way still
+        needs its clips. A signal that comes to this process in the meantime is lost; there is nothing to save yet.
+        """
+        own = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in own.items():
+                signal.signal(number, handler)

@@ -1,0 +1,174 @@
+"""One optimisation step, whose loss is that of one large batch.
+
+The step takes some micro-batches on each rank. A head's loss is its mean squared error over the valid targets of *all*
+of them,
+
+    loss = sum over heads of weight * (sum over ranks and micro-batches of squared errors) / (… of weights),
+
+so that neither accumulation nor the number of ranks changes what is minimised, however the valid targets are spread:
+the targets come first, their weights are summed over the ranks, then each micro-batch adds its share. A head without a
+valid target in the whole batch adds 0.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from training.distributed import Group, gather_objects, sum_over_ranks
+from training.frames import normalise_frames
+from training.optim import gradient_norm
+from training.step_batches import Batch
+from training.task import Precision, Predictions, Targets, Task
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class StoppedError(RuntimeError):
+    """A run that cannot go on: numbers that are not finite, or a batch without a clip. Names step and videos."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one optimisation step gave, the same on every rank but for predictions and targets."""
+
+    losses: dict[str, float | None]
+    """Mean squared error of each head; None without a valid target in the whole batch."""
+    loss: float
+    """Their weighted sum, as it was minimised."""
+    grad_norm: float
+    """Before clipping."""
+    clips: int
+    skipped: int
+    """Clips that could not be read."""
+    waited: float
+    """Seconds spent waiting for data, mean over the ranks."""
+    signalled: bool
+    """Whether any rank was told to save and go."""
+    predictions: Predictions
+    targets: Targets
+    """Of this rank's first micro-batch."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepInput:
+    """What one optimisation step takes, on this rank."""
+
+    number: int
+    """Of the step, from 1."""
+    micro_batches: list[Batch]
+    waited: float
+    """Seconds that it waited for them."""
+    signalled: Callable[[], bool]
+    """Whether this rank was told to save and go; asked at the end of the step."""
+
+
+def distributed(model: nn.Module, group: Group) -> nn.Module:
+    """The model whose gradients are averaged over the ranks; the model itself where there is one."""
+    if group.world_size == 1:
+        return model
+    devices = [group.device] if group.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def optimise(
+    task: Task,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    given: StepInput,
+    group: Group,
+    precision: Precision,
+) -> StepResult:
+    """Do one optimisation step; `model` is the task's, distributed. Every rank must call it.
+
+    Raises StoppedError where loss or gradient is not finite (on every rank), or where a micro-batch is empty. With fp16
+    the scaler skips steps whose gradient overflows until its scale is below 1.
+    """
+    _check_clips(given)
+    heads = list(task.head_weights)
+    with torch.no_grad():
+        targets = [task.compute_targets(batch) for batch in given.micro_batches]
+        counts = torch.stack([_sum_of_weights(targets, head) for head in heads])
+    sum_over_ranks(counts)
+    # DistributedDataParallel averages the ranks' gradients, so each rank's share of the loss is taken world_size times
+    scale = torch.tensor([task.head_weights[h] * group.world_size for h in heads], device=group.device)
+    factors = scale / counts.clamp(min=1).float()
+    sums = torch.zeros_like(counts)
+    first: Predictions = {}
+    for number, (batch, target) in enumerate(zip(given.micro_batches, targets, strict=True)):
+        with _synchronised(model, last=number == len(targets) - 1):
+            with torch.autocast(group.device.type, _AUTOCAST[precision], enabled=precision != "fp32"):
+                predictions = model(normalise_frames(batch["frames"]), batch["visible"], batch["predict"])
+            predictions = {head: value.float() for head, value in predictions.items()}
+            found = task.sums_and_counts(predictions, target)
+            errors = torch.stack([found[head][0] for head in heads])
+            scaler.scale((errors * factors).sum()).backward()  # type: ignore[no-untyped-call]
+        sums += errors.detach()
+        first = first or {head: value.detach() for head, value in predictions.items()}
+    scaler.unscale_(optimizer)
+    norm = gradient_norm(task.model, task.clip_grad)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+
+    clips, skipped = (sum(len(batch[key]) for batch in given.micro_batches) for key in ("frames", "skipped"))
+    own = torch.tensor([clips, skipped, given.waited, given.signalled()], dtype=sums.dtype, device=group.device)
+    summed = sum_over_ranks(torch.cat([own, sums]))
+    # one wait for the device in a step. A bad number is found after the weights took it in, but those are never saved
+    numbers = torch.cat([norm.double()[None], summed, counts]).tolist()
+    grad_norm, all_clips, all_skipped, waited, signals = numbers[:5]
+    per_head = zip(heads, numbers[5 : 5 + len(heads)], numbers[5 + len(heads) :], strict=True)
+    losses = {head: squares / count if count else None for head, squares, count in per_head}
+    loss = sum(task.head_weights[head] * value for head, value in losses.items() if value is not None)
+    overflow_is_skipped = scaler.is_enabled() and scaler.get_scale() >= 1
+    if not math.isfinite(loss) or not (math.isfinite(grad_norm) or overflow_is_skipped):
+        _stop(given, {"loss": loss, **losses, "grad_norm": grad_norm})
+    return StepResult(
+        losses=losses,
+        loss=loss,
+        grad_norm=grad_norm,
+        clips=round(all_clips),
+        skipped=round(all_skipped),
+        waited=waited / group.world_size,
+        signalled=signals > 0,
+        predictions=first,
+        targets=targets[0],
+    )
+
+
+def _sum_of_weights(targets: list[Targets], head: str) -> torch.Tensor:
+    """Of a head's values, over micro-batches; float64, which counts them exactly."""
+    of_head = [target[head] for target in targets]
+    return torch.stack([t.weights.expand(t.values.shape).sum(dtype=torch.float64) for t in of_head]).sum()
+
+
+def _synchronised(model: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[Any]:
+    """Gradients are averaged over the ranks in the last micro-batch's backward pass only."""
+    if isinstance(model, DistributedDataParallel) and not last:
+        return model.no_sync()
+    return contextlib.nullcontext()
+
+
+def _check_clips(given: StepInput) -> None:
+    for batch in given.micro_batches:
+        if len(batch.get("frames", ())) == 0:
+            unread = ", ".join(f"{clip.id} ({clip.reason})" for clip in batch["skipped"])
+            raise StoppedError(
+                f"step {given.number}: no clip of a batch could be read: {unread}. Mend these videos, leave them out, "
+                "or take larger batches"
+            )
+
+
+def _stop(given: StepInput, values: dict[str, float | None]) -> None:
+    videos = [str(clip.id) for batch in given.micro_batches for clip in batch["clip"]]
+    names = ", ".join(name for rank in gather_objects(videos) for name in rank)
+    said = ", ".join(f"{name} {value:.6g}" for name, value in values.items() if value is not None)
+    raise StoppedError(
+        f"step {given.number}: stopped by numbers that are not finite: {said}. The batch's videos: {names}"
+    )
