@@ -1,8 +1,7 @@
-"""Clips and their motion, from rendered videos through extraction, store, crop, resize and flip, against the scene's truth."""
+"""Clips and their motion: rendered videos, extracted, stored, cropped, resized and flipped, against the scene's truth."""
 
 import dataclasses
 import itertools
-import os
 import pickle
 
 import cv2
@@ -95,7 +94,7 @@ def samples(dataset, name, count):
 
 
 def true_steps(scene, view, start):
-    """Camera-compensated displacements (Gh, Gw, L, 2) in the view, and whether the points are seen throughout each step."""
+    """Displacements (Gh, Gw, L, 2) in the view, without the camera, and whether their points are seen throughout."""
     where = view.to_frame(view_points(view.size, GRID)).reshape(-1, 2)
     positions, visible = scene.track(where, start, STEPS)
     steps = []
@@ -157,7 +156,7 @@ def test_the_background_is_still_and_the_disc_moves_as_it_does(dataset):
 
 
 def test_the_video_in_the_mirror_has_the_mirrored_targets(dataset):
-    """Extracted from a mirrored video, or mirrored on the way to the model: the same displacements, HOG, HOF and MBH."""
+    """Extracted from a mirrored video, or mirrored on the way to the model: the same motion and histograms."""
     heads = {name: HeadOptions() for name in ("displacement", "trajectory_hog", "flow", "hof", "mbh")}
     dataset = ClipDataset(dataset.reader.path, dataset.root, dataclasses.replace(RECIPE, heads=heads))
     crop = dict(top=5, height=90, width=104, size=(96, 96))
@@ -186,7 +185,7 @@ def test_the_video_in_the_mirror_has_the_mirrored_targets(dataset):
 
 
 def test_frames_and_motion_are_of_the_same_view(dataset):
-    """What is at a point of the first frame is, along its trajectory and with the camera put back, in the later ones."""
+    """What is at a point of the first frame is at the end of its trajectory, camera and all, in the last."""
     recipe = dataclasses.replace(RECIPE, remove_camera=False, clip_stride=1, tubelet=8, frames=8, shuffle_frames=False)
     dataset = ClipDataset(dataset.reader.path, dataset.root, recipe, seed=1)
     kept, moved = [], []
@@ -294,7 +293,7 @@ def test_a_video_is_opened_once_for_its_clips(root, store, monkeypatch):
 
 def test_an_unreadable_video_is_skipped_by_name_and_nothing_takes_its_place(root, store, tmp_path):
     for name in NAMES:
-        os.symlink(root / name, tmp_path / name)
+        (tmp_path / name).symlink_to(root / name)
     (tmp_path / "tall.avi").unlink()
     (tmp_path / "short.avi").unlink()
     write_clip(tmp_path / "short.avi", TALL, 18)  # another video under the name
@@ -313,7 +312,7 @@ def test_an_incomplete_store_is_refused_unless_allowed(root, store, tmp_path):
     part = tmp_path / "part.tracks"
     (part / "shards").mkdir(parents=True)
     (part / "store.json").write_bytes((store / "store.json").read_bytes())
-    os.symlink(store / "shards" / "00001.zarr", part / "shards" / "00001.zarr")
+    (part / "shards" / "00001.zarr").symlink_to(store / "shards" / "00001.zarr")
     with pytest.raises(StoreFitError, match=r"1 of its 2 shards.*--allow-incomplete"):
         ClipDataset(part, root, RECIPE)
     assert len(ClipDataset(part, root, RECIPE, allow_incomplete=True).reader.videos) == 2

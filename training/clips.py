@@ -56,7 +56,7 @@ class Skipped:
     reason: str
 
 
-class ClipDataset(Dataset[Sample]):
+class ClipDataset(Dataset[Sample | Skipped]):
     """Clips of the videos of a track store, by their positions in `stream`, with the targets that a recipe asks for.
 
     store: the track store; root: the folder of its videos. seed: of everything random. clips_per_video: clips that are
@@ -206,23 +206,24 @@ def _resample(resampler: Resampler, field: TrackField, motion: Sample, cell_area
     if "displacement" in motion:
         steps = field.valid[:, :, :-1] & field.valid[:, :, 1:]
         resampler.resample_vectors(field.displacement, steps, motion["displacement"], motion["displacement_valid"])
-    if "trajectory_hog" in motion:
+    if field.hog_codes is not None and field.hog_scale is not None:
         values, valid = motion["trajectory_hog"], motion["trajectory_hog_valid"]
         mirror = mirrored_hog(values.shape[-1] // HOG_BINS)
         scale = field.hog_scale / hog_area
         resampler.resample_histograms(field.hog_codes, scale, field.valid[:, :, :-1], mirror, values, valid)
-    if "cell_valid" in motion:
-        measured, valid = field.cell_measured[:, :, None], motion["cell_valid"][:, :, None]
-        if "flow" in motion:
-            resampler.resample_vectors(field.flow[:, :, None], measured, motion["flow"][:, :, None], valid)
-        for name, codes, scale, mirror in [
-            ("hof", field.hof_codes, field.hof_scale, mirrored_hof()),
-            ("mbh", field.mbh_codes, field.mbh_scale, mirrored_mbh()),
-        ]:
-            if name in motion:
-                flat = (*codes.shape[:2], 1, len(mirror))
-                values = motion[name].reshape(*motion[name].shape[:2], 1, len(mirror))
-                resampler.resample_histograms(codes.reshape(flat), scale / cell_area, measured, mirror, values, valid)
+    if field.cell_measured is None:
+        return
+    measured, valid = field.cell_measured[:, :, None], motion["cell_valid"][:, :, None]
+    if field.flow is not None:
+        resampler.resample_vectors(field.flow[:, :, None], measured, motion["flow"][:, :, None], valid)
+    for name, codes, summed, mirror in [
+        ("hof", field.hof_codes, field.hof_scale, mirrored_hof()),
+        ("mbh", field.mbh_codes, field.mbh_scale, mirrored_mbh()),
+    ]:
+        if codes is not None and summed is not None:
+            flat = codes.reshape(*codes.shape[:2], 1, len(mirror))
+            values = motion[name].reshape(*motion[name].shape[:2], 1, len(mirror))
+            resampler.resample_histograms(flat, summed / cell_area, measured, mirror, values, valid)
 
 
 def _steps_as_tubelets(values: NDArray[Any], tubelets: int) -> NDArray[Any]:

@@ -54,4 +54,5 @@ def pasted_pixels(batch: Mapping[str, Any], recipe: PretrainRecipe, pixels: Tens
     values = (pixels.flatten(2) * 255).round().clamp(0, 255).to(torch.uint8)
     patches[torch.arange(b, device=predict.device)[:, None], predict] = values
     back = patches.reshape(b, t, h, w, recipe.tubelet, recipe.patch, recipe.patch, 3)
-    return back.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(frames.shape)
+    pasted: Tensor = back.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(frames.shape)
+    return pasted
