@@ -1,4 +1,4 @@
-"""Clips and their motion: rendered videos, extracted, stored, cropped, resized and flipped, against the scene's truth."""
+"""Clips and their motion: rendered videos, extracted, stored, cropped, resized, flipped, against the scene's truth."""
 
 import dataclasses
 import itertools
