@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from training import checkpoint
 from training.distributed import open_group
+from training.interrupts import ignore_in_worker
 from training.loop import train
 from training.optim import make_optimizer, make_schedule
 from training.recipe import HeadOptions, PretrainRecipe
@@ -113,6 +114,7 @@ def stand_in_loader(position, *, batch_size, rank=0, world_size=1, workers=0, **
         Clips(position, batch_size, rank, world_size, **clips),
         batch_size=None,
         num_workers=workers,
+        worker_init_fn=lambda _: ignore_in_worker(),
         multiprocessing_context="fork" if workers else None,  # a forkserver would import PyTorch in each, for seconds
     )
 
@@ -139,9 +141,9 @@ def train_stand_in(run, *, steps, batch_size=4, accumulate=1, workers=0, resume=
     with open_group(device) as group:
         model = TinyModel(dropout).to(group.device)
         optimizer = make_optimizer(model, RECIPE, batch_size=batch_size, base_lr=1.0)
-        warmup = 2
+        planned = schedule_steps or steps
         schedule = make_schedule(
-            optimizer, steps=schedule_steps or steps, warmup_steps=warmup, min_lr=0.1, batch_size=batch_size
+            optimizer, steps=planned, warmup_steps=min(2, planned - 1), min_lr=0.1, batch_size=batch_size
         )
         each = batch_size // group.world_size // accumulate
         task = Task(

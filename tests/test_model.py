@@ -151,6 +151,19 @@ def test_operations_are_those_that_torch_counts(decoder):
     assert 2 * training_flops(config, 5, 7) == counter.get_total_flops()
 
 
+# MME, table 12, in 10^9 multiply-adds: it embeds masked tokens too, and its heads have a hidden layer
+@pytest.mark.parametrize(
+    ("decoder", "depth", "published"), [("joint", 1, 51), ("joint", 2, 55), ("separate", 1, 56), ("separate", 2, 65)]
+)
+def test_operations_are_those_that_mme_reports(decoder, depth, published):
+    heads = {"displacement": 48, "trajectory_hog": 216}
+    config = ModelConfig(size="vit_base", heads=heads, decoder=decoder, decoder_depth=depth)
+    visible, masked = 8 * 59, 8 * 137  # tubes of 70 % of 196
+    embed_visible, embed_masked = (2 * tokens * 1536 * 768 for tokens in (visible, masked))
+    forward = (training_flops(config, visible, masked) + embed_visible) / 3 + embed_masked
+    assert forward / 2e9 == pytest.approx(published, abs=0.7)
+
+
 def test_activation_checkpointing_changes_nothing_but_memory():
     grads = []
     for recompute in (False, True):

@@ -33,6 +33,7 @@ FORMAT, VERSION = "motion-targets/checkpoint", 1
 _FIELDS = ("step", "model", "model_config", "recipe", "optimizer", "scaler", "schedule", "random", "data")
 _NAME = re.compile(r"step-(\d{8,})\.pt")
 _STALE_SECONDS = 3600.0
+_DAMAGED = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 class CheckpointError(ValueError):
@@ -90,10 +91,12 @@ def load(path: Path) -> dict[str, Any]:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        path.open("rb").close()
     except OSError as error:
-        raise CheckpointError(f"checkpoint {path}: cannot be read: {error.strerror or error}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"checkpoint {path}: cannot be read: {error.strerror}") from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except _DAMAGED as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"checkpoint {path}: is cut off, damaged or not a checkpoint: {first_line}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:

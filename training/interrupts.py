@@ -29,10 +29,10 @@ class Interrupts:
 
     @contextmanager
     def inherited(self) -> Iterator[None]:
-        """Processes that are started in here ignore the signals for good.
+        """Processes that are started in here ignore the signals until they say otherwise.
 
-        A loader's workers must outlive them: Slurm sends them to every process of a job, and the step under way still
-        needs its clips. A signal that comes to this process in the meantime is lost; there is nothing to save yet.
+        That is for the server that forks a loader's workers; the workers themselves call `ignore_in_worker`. A signal
+        that comes to this process in the meantime is lost; there is nothing to save yet.
         """
         own = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
         try:
@@ -40,3 +40,13 @@ class Interrupts:
         finally:
             for number, handler in own.items():
                 signal.signal(number, handler)
+
+
+def ignore_in_worker() -> None:
+    """Let a loader's worker outlive the signals, and Ctrl-C; it ends with its trainer.
+
+    Slurm sends signals to every process of a job, and the step under way still needs its clips. To be called in the
+    DataLoader's worker_init_fn, for PyTorch's workers begin by taking SIGTERM as their end.
+    """
+    for number in (*_SIGNALS, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

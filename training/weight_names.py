@@ -29,8 +29,8 @@ _HUGGING_FACE_BLOCK = {
 }
 _QKV = ("query", "key", "value")
 _BIASES = {"attn.q_bias": ("q_bias", "query.bias"), "attn.v_bias": ("v_bias", "value.bias")}
-"""transformers before 5 and all that is published have the first names, from 5 on the second; some of its releases read
-but one of them, and leave the biases 0 without an error. A file with both is read right by all of them."""
+"""Published weights and transformers up to 5.0 have the first names, later releases the second; some of these do not
+know the first, and leave the biases 0 without an error (its pull request 48675). A file with both is right for all."""
 
 _BLOCK = re.compile(r"((?:encoder|decoder)\.blocks\.\d+\.)(.+)")
 _HUGGING_FACE_LAYER = re.compile(r"((?:videomae\.encoder\.layer|decoder\.decoder_layers)\.\d+\.)(.+)")
