@@ -26,11 +26,12 @@ MASKED, DROPPED = (128, 128, 128), (32, 32, 32)
 GAP = 4
 _GAP_COLOUR = 255
 _DIMMED = 0.6
+_MOTION = ("true", "predicted")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Motion:
-    """True and predicted displacements (B, Np, K, L, 2), x and y in pixels of the view per step; `valid` (B, Np, K, L).
+    """True and predicted displacements (B, Np, K, L, 2), x and y per step; `valid` (B, Np, K, L).
 
     Axis 1 is in the order of the batch's `predict`. The K points are those of a grid over the patch, row-major, so K is
     a square number. Tensors or arrays.
@@ -39,6 +40,8 @@ class Motion:
     true: Any
     predicted: Any
     valid: Any
+    unit: str = "px"
+    """Said in the columns' titles; a pixel of the view for each unit."""
 
 
 def draw_figure(
@@ -81,7 +84,7 @@ def draw_figure(
             draw_label(panels["masked"], f"{name}, frame {t * tubelet}", (0, panels["masked"].shape[0] - 20))
             rows.append(panels)
     for title, panel in rows[0].items():
-        draw_label(panel, title)
+        draw_label(panel, f"{title}, {motion.unit}" if motion is not None and title in _MOTION else title)
     picture = _mosaic(rows)
     done, encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     if not done:
@@ -130,7 +133,7 @@ def row_panels(
     if motion is not None:
         valid = _array(motion.valid).astype(bool)
         start = grid_points(states, patch, valid.shape[1])[:, :, None]
-        for title, displacement in (("true", motion.true), ("predicted", motion.predicted)):
+        for title, displacement in zip(_MOTION, (motion.true, motion.predicted), strict=True):
             steps = _array(displacement).astype(np.float64)
             if steps.shape != (*start.shape[:2], valid.shape[2], 2) or valid.shape[0] != start.shape[0]:
                 raise ValueError(
@@ -155,7 +158,8 @@ def _of_tubelet(
     if len(motion.valid[clip]) != len(predict):
         raise ValueError(f"motion of {len(motion.valid[clip])} tokens, {len(predict)} are predicted")
     inside = predict // (grid[1] * grid[2]) == tubelet
-    return Motion(**{f.name: _array(getattr(motion, f.name)[clip])[inside] for f in dataclasses.fields(Motion)})
+    true, predicted, valid = (_array(values[clip])[inside] for values in (motion.true, motion.predicted, motion.valid))
+    return Motion(true=true, predicted=predicted, valid=valid)
 
 
 def _enlarged(frame: Frame, scale: int) -> Frame:

@@ -1,7 +1,8 @@
-"""What a model predicts for a batch, undone of its normalisation, as a picture.
+"""What a model predicts for a batch, as a picture.
 
-Where displacements are standardised over a patch, the truth's mean and deviation are put back into both columns: the
-picture then shows how well the differences within patches are predicted, as MME's figure 4 does.
+Displacements that are standardised over their patch are drawn as they are, one pixel for each standard deviation: the
+patch's mean and deviation are the truth's, a model is not asked for them, and with them put back any prediction would
+look right. Other displacements are drawn in pixels of the view.
 """
 
 from collections.abc import Mapping
@@ -30,11 +31,13 @@ def draw_predictions(
     """
     motion = pasted = None
     if "displacement" in targets:
-        target = targets["displacement"]
+        target, predicted = targets["displacement"], predictions["displacement"]
+        by_patch = recipe.heads["displacement"].normalise in ("patch", "patch-floor")
         motion = Motion(
-            true=target.denormalised(target.values),
-            predicted=target.denormalised(predictions["displacement"]),
+            true=target.values if by_patch else target.denormalised(target.values),
+            predicted=predicted.reshape(target.values.shape) if by_patch else target.denormalised(predicted),
             valid=target.weights.amax(-1) > 0,
+            unit="standardised" if by_patch else "px",
         )
     if "pixels" in targets:
         pasted = pasted_pixels(batch, recipe, targets["pixels"].denormalised(predictions["pixels"]))
