@@ -221,7 +221,8 @@ def test_one_batch_one_file(tmp_path):
 
 
 def test_motion_of_other_tokens_is_refused(tmp_path):
-    short = Motion(**{name: value[:, :5] for name, value in vars(motion([0])).items()})
+    whole = motion([0])
+    short = Motion(true=whole.true[:, :5], predicted=whole.predicted[:, :5], valid=whole.valid[:, :5])
     with pytest.raises(ValueError, match="motion of 5 tokens, 6 are predicted"):
         draw_figure(tmp_path / "a.png", batch(), RECIPE, motion=short)
     assert not list(tmp_path.iterdir())
