@@ -7,7 +7,8 @@ from data_specs.schema import UNIT_PX
 
 MAX_STEP_PX = 32767 * UNIT_PX
 """Longest step that a displacement can hold, along either axis (just under 512 px)."""
-_HISTOGRAM_LEVELS = 254  # 255 is the fill value
+HISTOGRAM_LEVELS = 254
+"""The largest code of a histogram; 255 is the fill value."""
 
 
 def encode_positions(positions: NDArray[np.floating]) -> NDArray[np.int16]:
@@ -53,9 +54,9 @@ def encode_histograms(histograms: NDArray[np.floating]) -> tuple[NDArray[np.uint
     scale = np.float32(histograms.max(initial=0.0))
     if scale <= 0:
         return np.zeros(histograms.shape, dtype=np.uint8), np.float32(0)
-    return np.rint(np.sqrt(histograms / scale) * _HISTOGRAM_LEVELS).astype(np.uint8), scale
+    return np.rint(np.sqrt(histograms / scale) * HISTOGRAM_LEVELS).astype(np.uint8), scale
 
 
 def decode_histograms(codes: NDArray[np.uint8], scale: float) -> NDArray[np.float32]:
     """The inverse of `encode_histograms`, float32 of the codes' shape, in the histograms' own unit."""
-    return np.square(codes.astype(np.float32) / _HISTOGRAM_LEVELS) * np.float32(scale)
+    return np.square(codes.astype(np.float32) / HISTOGRAM_LEVELS) * np.float32(scale)

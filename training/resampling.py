@@ -13,6 +13,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from data_specs.encoding import HISTOGRAM_LEVELS
 from data_specs.schema import FLOW_BINS, HOG_BINS
 from data_specs.view import View
 
@@ -97,9 +98,9 @@ class Resampler:
         `scale`, and valid (Gh, Gw, L). The resize does not change a histogram: for an anisotropic one there is no
         exact counterpart.
         """
-        levels = np.square(np.arange(256, dtype=np.float64) / 254) * scale
         source = np.argsort(mirror) if self.view.flip else np.arange(len(mirror))
-        _resample_histograms(codes, levels.astype(np.float32), measured, source, *self._axes(), values, valid)
+        unit = np.float32(scale / HISTOGRAM_LEVELS**2)
+        _resample_histograms(np.ascontiguousarray(codes), unit, measured, source, *self._axes(), values, valid)
 
 
 def mirrored_hog(channels: int) -> NDArray[np.int64]:
@@ -162,7 +163,7 @@ def _resample_vectors(
 @numba.njit(cache=True)
 def _resample_histograms(
     codes: NDArray[np.uint8],
-    levels: NDArray[np.float32],
+    unit: np.float32,
     measured: NDArray[np.bool_],
     source: NDArray[np.int64],
     y_low: NDArray[np.int64],
@@ -176,29 +177,60 @@ def _resample_histograms(
     values: NDArray[np.float32],
     valid: NDArray[np.bool_],
 ) -> None:
+    """A value is unit * code². Rows first, then columns, as if everything were valid; then the few points by hand that
+    have a neighbour which is not."""
+    grid_rows, grid_columns, steps, bins = codes.shape
+    flat = codes.reshape(grid_rows, grid_columns * steps * bins)
+    whole = np.empty((grid_rows, grid_columns), dtype=np.bool_)
+    for a in range(grid_rows):
+        for b in range(grid_columns):
+            whole[a, b] = measured[a, b].all()
+    between = np.empty((grid_columns, steps * bins), dtype=np.float32)
+    mixed = np.empty(steps * bins, dtype=np.float32)
     weights = np.empty(4, dtype=np.float32)
+    one = np.float32(1)
     for i in range(values.shape[0]):
+        ys, wy = (y_low[i], y_high[i]), np.float32(y_weight[i])
+        _mix_squares(flat[ys[0]], flat[ys[1]], unit * (one - wy), unit * wy, between.reshape(-1))
         for j in range(values.shape[1]):
-            ys, xs = (y_low[i], y_high[i]), (x_low[j], x_high[j])
-            wy, wx = (1 - y_weight[i], y_weight[i]), (1 - x_weight[j], x_weight[j])
-            for k in range(values.shape[2]):
-                valid[i, j, k] = y_nearest[i] >= 0 and x_nearest[j] >= 0 and measured[y_nearest[i], x_nearest[j], k]
-                if not valid[i, j, k]:
-                    values[i, j, k, :] = 0
-                    continue
-                total = np.float32(0)
-                for a in range(2):
-                    for b in range(2):
-                        weight = np.float32(wy[a] * wx[b]) if measured[ys[a], xs[b], k] else np.float32(0)
-                        weights[2 * a + b] = weight
-                        total += weight
-                for n in range(4):
-                    weights[n] /= total
-                for d in range(values.shape[3]):
-                    s = source[d]
-                    values[i, j, k, d] = (
-                        weights[0] * levels[codes[ys[0], xs[0], k, s]]
-                        + weights[1] * levels[codes[ys[0], xs[1], k, s]]
-                        + weights[2] * levels[codes[ys[1], xs[0], k, s]]
-                        + weights[3] * levels[codes[ys[1], xs[1], k, s]]
-                    )
+            xs, wx = (x_low[j], x_high[j]), np.float32(x_weight[j])
+            near = y_nearest[i] >= 0 and x_nearest[j] >= 0
+            if near and whole[ys[0], xs[0]] and whole[ys[0], xs[1]] and whole[ys[1], xs[0]] and whole[ys[1], xs[1]]:
+                _mix(between[xs[0]], between[xs[1]], one - wx, wx, mixed)
+                valid[i, j, :] = True
+            else:
+                for k in range(steps):
+                    valid[i, j, k] = near and measured[y_nearest[i], x_nearest[j], k]
+                    total = np.float32(0)
+                    for a in range(2):
+                        for b in range(2):
+                            weight = (wy if a else one - wy) * (wx if b else one - wx)
+                            weights[2 * a + b] = weight if measured[ys[a], xs[b], k] else np.float32(0)
+                            total += weights[2 * a + b]
+                    for d in range(bins):
+                        value = np.float32(0)
+                        if valid[i, j, k]:
+                            for n in range(4):
+                                code = np.float32(codes[ys[n // 2], xs[n % 2], k, d])
+                                value += weights[n] / total * unit * code * code
+                        mixed[k * bins + d] = value
+            for k in range(steps):
+                for d in range(bins):
+                    values[i, j, k, d] = mixed[k * bins + source[d]]
+
+
+@numba.njit(cache=True)
+def _mix_squares(
+    a: NDArray[np.uint8], b: NDArray[np.uint8], of_a: np.float32, of_b: np.float32, out: NDArray[np.float32]
+) -> None:
+    for e in range(out.size):
+        x, y = np.float32(a[e]), np.float32(b[e])
+        out[e] = of_a * x * x + of_b * y * y
+
+
+@numba.njit(cache=True)
+def _mix(
+    a: NDArray[np.float32], b: NDArray[np.float32], of_a: np.float32, of_b: np.float32, out: NDArray[np.float32]
+) -> None:
+    for e in range(out.size):
+        out[e] = of_a * a[e] + of_b * b[e]
