@@ -67,7 +67,6 @@ class FrameAccess:
         self._closed = False
         self._packets: list[Packet] | None = []
         self._by_timestamp = self._index_packets()
-        self._counted = self._by_timestamp  # whether num_frames is known to be right
 
     def close(self) -> None:
         """Close the file; frames can no longer be read."""
@@ -111,9 +110,11 @@ class FrameAccess:
                 self._packets.append(packet)
                 if kept > _MOST_KEPT_BYTES:
                     self._packets = None
+        self._counted = sum(shown) == self._num_frames  # else decoding has to tell whether num_frames is right
         known = [stamp for stamp, is_shown in zip(stamps, shown, strict=True) if is_shown and stamp is not None]
         told = (
-            len(known) == sum(shown) == self._num_frames == len(set(known))
+            self._counted
+            and len(known) == self._num_frames == len(set(known))
             and bool(keys)
             and (self._has_presentation_times(known) if self._decoder.codec.reorder else known == sorted(known))
         )
@@ -188,6 +189,7 @@ class FrameAccess:
         except av.FFmpegError as error:
             raise BrokenFrameError(error.strerror) from error
         if rank + 1 != self._num_frames:
+            self._counted = False
             raise FrameCountError(rank + 1)
         self._counted = True
 
