@@ -5,8 +5,9 @@ packets' timestamps say the same where there is one packet for each frame and th
 of their timestamps; then decoding can begin at a key frame, and frames that no other one needs are left out on the way.
 Where any of this does not hold, frames are counted from the start.
 
-PyAV and not decord: the packets are read once and kept, so that there is no seek which could land elsewhere, no thread
-which could hang or decode ahead, and no frame but the wanted ones is converted.
+PyAV and not decord: the packets are read once and kept, so that nothing has to be sought in the file (in a large one,
+where it has, the place is checked); there is no thread which could hang or decode ahead; and only wanted frames are
+converted.
 """
 
 import logging
