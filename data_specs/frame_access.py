@@ -5,8 +5,9 @@ packets' timestamps say the same where there is one packet for each frame and th
 of their timestamps; then decoding can begin at a key frame, and frames that no other one needs are left out on the way.
 Where any of this does not hold, frames are counted from the start.
 
-PyAV and not decord: the packets are read once and kept, so that there is no seek which could land elsewhere, no thread
-which could hang or decode ahead, and no frame but the wanted ones is converted.
+PyAV and not decord: the packets are read once and kept, so that nothing has to be sought in the file (in a large one,
+where it has, the place is checked); there is no thread which could hang or decode ahead; and only wanted frames are
+converted.
 """
 
 import logging
@@ -67,7 +68,6 @@ class FrameAccess:
         self._closed = False
         self._packets: list[Packet] | None = []
         self._by_timestamp = self._index_packets()
-        self._counted = self._by_timestamp  # whether num_frames is known to be right
 
     def close(self) -> None:
         """Close the file; frames can no longer be read."""
@@ -111,9 +111,11 @@ class FrameAccess:
                 self._packets.append(packet)
                 if kept > _MOST_KEPT_BYTES:
                     self._packets = None
+        self._counted = sum(shown) == self._num_frames  # else decoding has to tell whether num_frames is right
         known = [stamp for stamp, is_shown in zip(stamps, shown, strict=True) if is_shown and stamp is not None]
         told = (
-            len(known) == sum(shown) == self._num_frames == len(set(known))
+            self._counted
+            and len(known) == self._num_frames == len(set(known))
             and bool(keys)
             and (self._has_presentation_times(known) if self._decoder.codec.reorder else known == sorted(known))
         )
@@ -188,6 +190,7 @@ class FrameAccess:
         except av.FFmpegError as error:
             raise BrokenFrameError(error.strerror) from error
         if rank + 1 != self._num_frames:
+            self._counted = False
             raise FrameCountError(rank + 1)
         self._counted = True
 
