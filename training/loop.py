@@ -75,7 +75,7 @@ def train(
             line = _line(result, step, position / task.clips_per_epoch, optimizer, time.perf_counter() - begun)
             _report(log, line, result, micro_batches)
             if group.is_main and task.draw is not None and settings.figure_every and step % settings.figure_every == 0:
-                picture = task.draw(step, micro_batches[0], result.predictions, result.targets)
+                picture = task.draw(step, result.batch, result.predictions, result.targets)
                 if log is not None and picture is not None:
                     log.picture("predictions", picture, step)
             if result.signalled or step == settings.steps or step % settings.save_every == 0:
