@@ -36,7 +36,7 @@ class StoppedError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What one optimisation step gave, the same on every rank but for batch, predictions and targets."""
+    """What one optimisation step gave, the same on every rank but for the picture."""
 
     losses: dict[str, float | None]
     """Mean squared error of each head; None without a valid target in the whole batch."""
@@ -51,10 +51,8 @@ class StepResult:
     """Seconds spent waiting for data, mean over the ranks."""
     signalled: bool
     """Whether any rank was told to save and go."""
-    batch: Batch
-    predictions: Predictions
-    targets: Targets
-    """Of this rank's first micro-batch that has clips."""
+    picture: tuple[Batch, Predictions, Targets] | None
+    """What a picture is drawn of, where it was asked for: this rank's first micro-batch that has clips."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +66,8 @@ class StepInput:
     """Seconds that it waited for them."""
     signalled: Callable[[], bool]
     """Whether this rank was told to save and go; asked at the end of the step."""
+    keep: bool = False
+    """Whether predictions are wanted for a picture."""
 
 
 def distributed(model: nn.Module, group: Group) -> nn.Module:
@@ -115,7 +115,8 @@ def optimise(
             errors = torch.stack([found[head][0] for head in heads])
             scaler.scale((errors * factors).sum()).backward()  # type: ignore[no-untyped-call]
         sums += errors.detach()
-        first = first or {head: value.detach() for head, value in predictions.items()}
+        if given.keep and not first:
+            first = {head: value.detach() for head, value in predictions.items()}
     scaler.unscale_(optimizer)
     norm = gradient_norm(task.model, task.clip_grad)
     scaler.step(optimizer)
@@ -143,9 +144,7 @@ def optimise(
         skipped=round(all_skipped),
         waited=waited / group.world_size,
         signalled=signals > 0,
-        batch=batches[0],
-        predictions=first,
-        targets=targets[0],
+        picture=(batches[0], first, targets[0]) if given.keep else None,
     )
 
 
