@@ -243,8 +243,21 @@ def test_clips_that_cannot_be_read_are_left_out_and_written_down(tmp_path):
         f'{{"step": {step}, "id": "video-{clip}", "reason": "decode: no frame"}}'
         for step, clip in ((1, 1), (2, 5), (2, 6))
     ]
-    with pytest.raises(StoppedError, match=r"step 2: no clip .* video-4 \(decode: no frame\), video-5 \(dec.*Mend"):
-        train_stand_in(tmp_path / "none", steps=2, batch_size=4, accumulate=2, unread=[4, 5])
+
+
+def test_a_micro_batch_without_clips_is_passed_over_and_a_step_without_any_stops(tmp_path):
+    drawn = []
+    train_stand_in(
+        tmp_path / "some", steps=2, batch_size=6, accumulate=3, unread=[6, 7], dropout=0.0, figure_every=2,
+        draw=lambda step, batch, *_: drawn.extend(clip.id for clip in batch["clip"]),
+    )  # fmt: skip
+    assert drawn == ["video-8", "video-9"]
+    # the same clips in one batch
+    train_stand_in(tmp_path / "one", steps=2, batch_size=6, unread=[6, 7], dropout=0.0)
+    torch.testing.assert_close(torch.tensor(logged(tmp_path / "some")), torch.tensor(logged(tmp_path / "one")))
+    said = r"step 2: no clip .* video-4 \(decode: no frame\), .* video-7 \(dec.*Mend"
+    with pytest.raises(StoppedError, match=said):
+        train_stand_in(tmp_path / "none", steps=2, batch_size=4, accumulate=2, unread=[4, 5, 6, 7])
 
 
 def test_the_log_says_how_long_a_step_waited(tmp_path):

@@ -135,7 +135,11 @@ def store_digest(path: Path, videos: int) -> str:
 def draw(
     path: Path, batch: Batch, recipe: PretrainRecipe, predictions: Predictions, targets: dict[str, Any]
 ) -> NDArray[np.uint8]:
-    """Draw what was shown, asked for and predicted to `path`, a PNG (MME figure 4); returns it as RGB (H, W, 3)."""
+    """Draw what was shown, asked for and predicted to `path`, a PNG (MME figure 4); returns it as RGB (H, W, 3).
+
+    Predictions get back the mean and scale that the normalisation took out of the *true* target, as in VideoMAE's and
+    MME's pictures: under `patch` the picture shows a patch's mean motion and colour whether or not they were predicted.
+    """
     motion = pixels = None
     if "displacement" in targets:
         target = targets["displacement"]

@@ -63,20 +63,22 @@ def train(
 
         while True:
             schedule.step_update(step)
+            drawn = group.is_main and task.draw is not None and bool(settings.figure_every)
             given = StepInput(
                 number=step + 1,
                 micro_batches=micro_batches,
                 waited=waited,
                 signalled=lambda: interrupts.received is not None,
+                keep=drawn and (step + 1) % settings.figure_every == 0,
             )
             result = optimise(task, model, optimizer, scaler, given, group, settings.precision)
             step, position = step + 1, position + settings.batch_size
 
             line = _line(result, step, position / task.clips_per_epoch, optimizer, time.perf_counter() - begun)
             _report(log, line, result, micro_batches)
-            if group.is_main and task.draw is not None and settings.figure_every and step % settings.figure_every == 0:
-                picture = task.draw(step, micro_batches[0], result.predictions, result.targets)
-                if log is not None and picture is not None:
+            if result.picture is not None and task.draw is not None and log is not None:
+                picture = task.draw(step, *result.picture)
+                if picture is not None:
                     log.picture("predictions", picture, step)
             if result.signalled or step == settings.steps or step % settings.save_every == 0:
                 states = gather_objects(random_states())

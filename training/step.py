@@ -12,6 +12,7 @@ valid target in the whole batch adds 0.
 
 import contextlib
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -35,7 +36,7 @@ class StoppedError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What one optimisation step gave, the same on every rank but for predictions and targets."""
+    """What one optimisation step gave, the same on every rank but for the picture."""
 
     losses: dict[str, float | None]
     """Mean squared error of each head; None without a valid target in the whole batch."""
@@ -50,9 +51,8 @@ class StepResult:
     """Seconds spent waiting for data, mean over the ranks."""
     signalled: bool
     """Whether any rank was told to save and go."""
-    predictions: Predictions
-    targets: Targets
-    """Of this rank's first micro-batch."""
+    picture: tuple[Batch, Predictions, Targets] | None
+    """What a picture is drawn of, where it was asked for: this rank's first micro-batch that has clips."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +66,8 @@ class StepInput:
     """Seconds that it waited for them."""
     signalled: Callable[[], bool]
     """Whether this rank was told to save and go; asked at the end of the step."""
+    keep: bool = False
+    """Whether predictions are wanted for a picture."""
 
 
 def distributed(model: nn.Module, group: Group) -> nn.Module:
@@ -73,7 +75,10 @@ def distributed(model: nn.Module, group: Group) -> nn.Module:
     if group.world_size == 1:
         return model
     devices = [group.device] if group.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+    # buffers are constants, the same on every rank; newer versions of PyTorch have another name for leaving them alone
+    known = inspect.signature(DistributedDataParallel).parameters
+    leave: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **leave)
 
 
 def optimise(
@@ -87,13 +92,13 @@ def optimise(
 ) -> StepResult:
     """Do one optimisation step; `model` is the task's, distributed. Every rank must call it.
 
-    Raises StoppedError where loss or gradient is not finite (on every rank), or where a micro-batch is empty. With fp16
+    Raises StoppedError where loss or gradient is not finite (on every rank), or where this rank has no clip. With fp16
     the scaler skips steps whose gradient overflows until its scale is below 1.
     """
-    _check_clips(given)
+    batches = _with_clips(given)
     heads = list(task.head_weights)
     with torch.no_grad():
-        targets = [task.compute_targets(batch) for batch in given.micro_batches]
+        targets = [task.compute_targets(batch) for batch in batches]
         counts = torch.stack([_sum_of_weights(targets, head) for head in heads])
     sum_over_ranks(counts)
     # DistributedDataParallel averages the ranks' gradients, so each rank's share of the loss is taken world_size times
@@ -101,7 +106,7 @@ def optimise(
     factors = scale / counts.clamp(min=1).float()
     sums = torch.zeros_like(counts)
     first: Predictions = {}
-    for number, (batch, target) in enumerate(zip(given.micro_batches, targets, strict=True)):
+    for number, (batch, target) in enumerate(zip(batches, targets, strict=True)):
         with _synchronised(model, last=number == len(targets) - 1):
             with torch.autocast(group.device.type, _AUTOCAST[precision], enabled=precision != "fp32"):
                 predictions = model(normalise_frames(batch["frames"]), batch["visible"], batch["predict"])
@@ -110,14 +115,16 @@ def optimise(
             errors = torch.stack([found[head][0] for head in heads])
             scaler.scale((errors * factors).sum()).backward()  # type: ignore[no-untyped-call]
         sums += errors.detach()
-        first = first or {head: value.detach() for head, value in predictions.items()}
+        if given.keep and not first:
+            first = {head: value.detach() for head, value in predictions.items()}
     scaler.unscale_(optimizer)
     norm = gradient_norm(task.model, task.clip_grad)
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
 
-    clips, skipped = (sum(len(batch[key]) for batch in given.micro_batches) for key in ("frames", "skipped"))
+    clips = sum(len(batch["frames"]) for batch in batches)
+    skipped = sum(len(batch["skipped"]) for batch in given.micro_batches)
     own = torch.tensor([clips, skipped, given.waited, given.signalled()], dtype=sums.dtype, device=group.device)
     summed = sum_over_ranks(torch.cat([own, sums]))
     # one wait for the device in a step. A bad number is found after the weights took it in, but those are never saved
@@ -137,8 +144,7 @@ def optimise(
         skipped=round(all_skipped),
         waited=waited / group.world_size,
         signalled=signals > 0,
-        predictions=first,
-        targets=targets[0],
+        picture=(batches[0], first, targets[0]) if given.keep else None,
     )
 
 
@@ -155,14 +161,16 @@ def _synchronised(model: nn.Module, *, last: bool) -> contextlib.AbstractContext
     return contextlib.nullcontext()
 
 
-def _check_clips(given: StepInput) -> None:
-    for batch in given.micro_batches:
-        if len(batch.get("frames", ())) == 0:
-            unread = ", ".join(f"{clip.id} ({clip.reason})" for clip in batch["skipped"])
-            raise StoppedError(
-                f"step {given.number}: no clip of a batch could be read: {unread}. Mend these videos, leave them out, "
-                "or take larger batches"
-            )
+def _with_clips(given: StepInput) -> list[Batch]:
+    """The micro-batches of which a clip could be read; this rank needs one."""
+    found = [batch for batch in given.micro_batches if len(batch.get("frames", ()))]
+    if not found:
+        unread = ", ".join(f"{clip.id} ({clip.reason})" for batch in given.micro_batches for clip in batch["skipped"])
+        raise StoppedError(
+            f"step {given.number}: no clip of a process could be read: {unread}. Mend these videos, leave them out, or "
+            "take larger batches"
+        )
+    return found
 
 
 def _stop(given: StepInput, values: dict[str, float | None]) -> None:
