@@ -119,10 +119,12 @@ def test_displacements_are_the_scenes_in_every_view(dataset, name, scene):
             ok = sample["displacement_valid"][t] & seen
             if not ok.any():
                 continue
+            errors.append(np.linalg.norm(sample["displacement"][t][ok] - truth[ok], axis=-1))
+            ok &= np.linalg.norm(truth, axis=-1) > 0.5
             found, truth = sample["displacement"][t][ok], truth[ok]
-            errors.append(np.linalg.norm(found - truth, axis=-1))
             unscaled = found / np.array(clip.view.scale)
             for what, other in [
+                ("right", found),
                 ("x and y swapped", found[:, ::-1]),
                 ("not scaled", unscaled),
                 ("scaled by the other axis", unscaled * np.array(clip.view.scale[::-1])),
@@ -135,8 +137,8 @@ def test_displacements_are_the_scenes_in_every_view(dataset, name, scene):
     assert len(error) > 5000
     assert np.median(error) < 0.08
     assert np.quantile(error, 0.9) < 0.6  # points at the discs' edges
-    for what, values in wrong.items():
-        assert np.concatenate(values).mean() > 1.15 * error.mean(), what
+    of_moving = {what: np.median(np.concatenate(values)) for what, values in wrong.items()}
+    assert of_moving.pop("right") < 0.75 * min(of_moving.values()), of_moving
 
 
 def test_the_background_is_still_and_the_disc_moves_as_it_does(dataset):
@@ -357,4 +359,4 @@ def test_fewer_steps_are_the_first_ones(root, store, dataset):
     shorter = ClipDataset(store, root, dataclasses.replace(RECIPE, trajectory_length=4), seed=5)
     assert shorter.steps == 4
     np.testing.assert_array_equal(shorter[0]["displacement"], dataset[0]["displacement"][..., :4, :])
-    np.testing.assert_array_equal(shorter[0]["trajectory_hog"], dataset[0]["trajectory_hog"][..., :4, :])
+    np.testing.assert_allclose(shorter[0]["trajectory_hog"], dataset[0]["trajectory_hog"][..., :4, :], rtol=1e-5)

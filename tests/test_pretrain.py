@@ -17,8 +17,6 @@ from stand_in_training import (
     stand_in_targets,
 )
 
-pytest.importorskip("training.clips", reason="the clips are not there yet")  # goes with the merge
-
 from training import checkpoint, pretrain
 from training.task import Task
 

@@ -5,25 +5,20 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
-import cv2
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from data_specs.dataset import DatasetSpec, dataset_names, load_spec, root_folder
 from data_specs.track_store import TrackStore
-from training.clips import ClipDataset, clip_loader  # type: ignore[import-not-found]
+from training.clips import ClipDataset, clip_loader
 from training.distributed import Group
-from training.figure import Motion, draw_figure  # type: ignore[import-not-found]
-from training.interchange import load_encoder  # type: ignore[import-not-found]
-from training.losses import sums_and_counts  # type: ignore[import-not-found]
-from training.model import MaskedVideoModel, ModelConfig  # type: ignore[import-not-found]
+from training.interchange import load_encoder
+from training.losses import sums_and_counts
+from training.model import MaskedVideoModel, ModelConfig
 from training.recipe import PretrainRecipe
-from training.step_batches import Batch
-from training.targets import compute_targets, head_sizes  # type: ignore[import-not-found]
-from training.task import Predictions, Task
+from training.snapshot import draw_predictions
+from training.targets import compute_targets, head_sizes
+from training.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +103,7 @@ def build_task(choices: Choices, group: Group) -> Task:
             "batch_size": choices.batch_size,
             "clips_per_video": choices.clips_per_video,
         },
-        draw=lambda step, batch, predictions, targets: draw(
+        draw=lambda step, batch, predictions, targets: draw_predictions(
             choices.out / "figures" / f"step-{step:08d}.png", batch, recipe, predictions, targets
         ),
     )
@@ -130,37 +125,3 @@ def store_digest(path: Path, videos: int) -> str:
     info = store.info
     parts = [info.list_sha256, info.recipe.to_json(), info.num_shards, store.complete_shards, videos]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def draw(
-    path: Path, batch: Batch, recipe: PretrainRecipe, predictions: Predictions, targets: dict[str, Any]
-) -> NDArray[np.uint8]:
-    """Draw what was shown, asked for and predicted to `path`, a PNG (MME figure 4); returns it as RGB (H, W, 3).
-
-    Predictions get back the mean and scale that the normalisation took out of the *true* target, as in VideoMAE's and
-    MME's pictures: under `patch` the picture shows a patch's mean motion and colour whether or not they were predicted.
-    """
-    motion = pixels = None
-    if "displacement" in targets:
-        target = targets["displacement"]
-        valid = target.weights.expand(target.values.shape).amin(-1) > 0
-        motion = Motion(
-            true=target.denormalised(target.values),
-            predicted=target.denormalised(predictions["displacement"]),
-            valid=valid,
-        )
-    if "pixels" in targets:
-        pixels = pasted(batch, targets["pixels"].denormalised(predictions["pixels"]), recipe)
-    draw_figure(path, batch, recipe, motion=motion, pasted_pixels=pixels, labels=[clip.id for clip in batch["clip"]])
-    return np.asarray(cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB), dtype=np.uint8)
-
-
-def pasted(batch: Batch, predicted: torch.Tensor, recipe: PretrainRecipe) -> torch.Tensor:
-    """The frames, uint8 (B, T, H, W, 3), with `predicted` (B, Np, tubelet * row * column, 3), 0...1, in its patches."""
-    frames: torch.Tensor = batch["frames"]
-    b, (t, h, w), (q, p) = len(frames), recipe.token_grid, (recipe.tubelet, recipe.patch)
-    tokens = frames.reshape(b, t, q, h, p, w, p, 3).permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, t * h * w, -1)
-    index = batch["predict"][..., None].expand(-1, -1, tokens.shape[2])
-    values = (255 * predicted.flatten(2)).round().clamp(0, 255).to(torch.uint8)
-    whole = tokens.scatter(1, index, values)
-    return whole.reshape(b, t, h, w, q, p, p, 3).permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(frames.shape)

@@ -23,6 +23,7 @@ from data_specs.schema import FLOW_BINS, HOG_BINS
 from data_specs.video import VideoError
 from data_specs.view import View
 from training.clip_stream import ClipStream, RankBatches, StreamClip, choose_start, rng_for
+from training.interrupts import ignore_in_worker
 from training.masks import sample_tokens
 from training.multi_scale_crop import multi_scale_crop
 from training.recipe import PretrainRecipe
@@ -124,22 +125,33 @@ class ClipDataset(Dataset[Sample | Skipped]):
         return found
 
     def _clips_of(self, video: VideoRecord, clips: Sequence[StreamClip]) -> list[Sample | Skipped]:
+        drawn = [self._draw(video, clip) for clip in clips]
         try:
             with ClipFrames(
                 self.root / video.path,
                 source_size=video.source_size,
                 num_frames=video.num_frames,
                 short_side=self.reader.info.recipe.short_side,
-            ) as frames:
-                return [self._sample(video, frames, clip) for clip in clips]
+            ) as opened:
+                # a clip that reaches past the end of its video repeats the last frame
+                shown = [
+                    (np.minimum(times, video.num_frames - 1).tolist(), sample["clip"].view) for sample, times in drawn
+                ]
+                frames = opened.read_clips(shown)
         except VideoError as error:
             return [Skipped(video.id, f"{type(error).__name__}: {error}")] * len(clips)
+        return [
+            {**sample, "frames": images, **self._motion(video, self._start_frames(times), sample["clip"].view)}
+            for (sample, times), images in zip(drawn, frames, strict=True)
+        ]
 
-    def _sample(self, video: VideoRecord, frames: ClipFrames, clip: StreamClip) -> Sample:
-        recipe, stored = self.recipe, self.reader.info.recipe
+    def _draw(self, video: VideoRecord, clip: StreamClip) -> tuple[Sample, NDArray[np.int64]]:
+        """What is random about a clip: its start, view and tokens; and the frames of the video (T,) that it shows."""
+        recipe = self.recipe
         rng = rng_for(self.seed, clip.epoch, video.index, clip.repeat, "clip")
         stride = recipe.clip_stride or 1
-        start = choose_start(video.num_frames, (recipe.frames - 1) * stride + 1, stored.start_stride or 1, rng)
+        span = (recipe.frames - 1) * stride + 1
+        start = choose_start(video.num_frames, span, self.reader.info.recipe.start_stride or 1, rng)
         size = (recipe.input_size, recipe.input_size)
         view = multi_scale_crop(video.frame_size, size, recipe.crop_scales, bool(recipe.flip), rng)
         times = start + stride * np.arange(recipe.frames)
@@ -147,21 +159,22 @@ class ClipDataset(Dataset[Sample | Skipped]):
             times = rng.permutation(times)
         visible, predict = sample_tokens(recipe, rng)
         sample: Sample = {
-            # a clip that reaches past the end of its video repeats the last frame
-            "frames": frames.read(np.minimum(times, video.num_frames - 1).tolist(), view),
             "visible": visible,
             "predict": predict,
             "index": np.int64(video.index),
             "clip": Clip(video.index, video.id, clip.epoch, clip.repeat, start, view),
         }
-        if recipe.stored_heads:
-            # trajectories start in the frames that are asked for, not in repeated ones: those past the end have none
-            first_frames = times[:: recipe.tubelet] if recipe.anchoring == "tubelet" else times[:1]
-            sample |= self._motion(video, first_frames.tolist(), view)
-        return sample
+        return sample, times
+
+    def _start_frames(self, times: NDArray[np.int64]) -> list[int]:
+        """The frames in which the trajectories begin that a clip's tokens predict; there are none past its end."""
+        every = self.recipe.tubelet if self.recipe.anchoring == "tubelet" else len(times)
+        return [int(time) for time in times[::every]]
 
     def _motion(self, video: VideoRecord, first_frames: list[int], view: View) -> Sample:
-        """The stored targets of trajectories that start in these frames, in the view."""
+        """The stored targets of trajectories that start in these frames, in the view; nothing without stored heads."""
+        if not self.recipe.stored_heads:
+            return {}
         recipe, stored = self.recipe, self.reader.info.recipe
         by_clip = recipe.anchoring == "clip"
         tubelets, length = recipe.token_grid[0], stored.length if by_clip else self.steps
@@ -281,5 +294,6 @@ def clip_loader(
 
 def _start_worker(_: int) -> None:
     """One thread for each worker: there are as many workers as the machine is to be loaded with."""
+    ignore_in_worker()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
