@@ -25,7 +25,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.nn import functional
 
 from data_specs.cpu_decord import decord
-from training.clips import ClipDataset, Skipped, collate
+from training.clips import ClipDataset
 from training.recipe import load_recipe
 
 
@@ -34,7 +34,7 @@ class ReleasedLoader:
 
     def __init__(self, dataset: ClipDataset, folder: Path, positions: list[int]) -> None:
         self.dataset, self.folder = dataset, folder
-        self.chosen = {position: dataset[position]["clip"] for position in positions}
+        self.chosen = {position: dataset[position]["clip"][0] for position in positions}
         for video in dataset.reader.videos:
             frames = [row * dataset.reader.info.recipe.start_stride for row in range(video.num_starts)]
             fields = dataset.reader.rows(video, frames, hog=False)
@@ -97,11 +97,11 @@ def main() -> None:
     dataset = ClipDataset(options.store, options.root, load_recipe(options.recipe))
     pixels = ClipDataset(options.store, options.root, load_recipe("videomae"))
     with tempfile.TemporaryDirectory() as folder:
-        positions = [p for p in range(options.clips) if not isinstance(dataset[p], Skipped)]
+        positions = [p for p in range(options.clips) if not dataset[p]["skipped"]]
         released = ReleasedLoader(dataset, Path(folder), positions)
         ways: dict[str, Callable[[int], object]] = {
-            f"ours, {options.recipe}": lambda p: collate([dataset[p]]),
-            "ours, frames only": lambda p: collate([pixels[p]]),
+            f"ours, {options.recipe}": dataset.__getitem__,
+            "ours, frames only": pixels.__getitem__,
             "released, frames only": lambda p: released.load(p, trajectories=False),
             "released, with trajectories": lambda p: released.load(p, trajectories=True),
         }

@@ -65,8 +65,13 @@ class ClipFrames:
         """
         return self.read_clips([(indices, view)])[0]
 
-    def read_clips(self, clips: Sequence[tuple[Sequence[int], View]]) -> list[NDArray[np.uint8]]:
-        """As `read`, for several clips of the video at once: each frame is decoded once for all of them."""
+    def read_clips(
+        self, clips: Sequence[tuple[Sequence[int], View]], out: Sequence[NDArray[np.uint8]] | None = None
+    ) -> Sequence[NDArray[np.uint8]]:
+        """As `read`, for several clips of the video at once: each frame is decoded once for all of them.
+
+        out: arrays of the clips' shapes to write to; without it they are new.
+        """
         places: dict[int, list[tuple[int, int]]] = {}  # of each frame: (clip, where in the clip)
         for clip, (indices, _) in enumerate(clips):
             for number, index in enumerate(indices):
@@ -74,7 +79,7 @@ class ClipFrames:
                     raise IndexError(f"{self.path}: frame {index} of a video of {self.num_frames} frames")
                 places.setdefault(int(index), []).append((clip, number))
         resamplers = [self._resampler(view) for _, view in clips]
-        read = [np.empty((len(indices), *view.size, 3), np.uint8) for indices, view in clips]
+        read = [np.empty((len(indices), *view.size, 3), np.uint8) for indices, view in clips] if out is None else out
         try:
             for index, picture in self._access.frames(places):
                 rows, size = self._to_rgb(picture)

@@ -123,7 +123,8 @@ def _create(path: Path, spec: ArraySpec, length: int, chunk: int) -> zarr.Array[
         shards=(chunk * per_file, *spec.inner),
         dtype=spec.dtype,
         fill_value=spec.fill,
-        compressors=[BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"), Crc32cCodec()],
+        # a trainer decodes each chunk in every epoch: a tenth more bytes than zstd's, read in half the time
+        compressors=[BloscCodec(cname="lz4hc", clevel=9, shuffle="bitshuffle"), Crc32cCodec()],
         dimension_names=(spec.axis, *spec.inner_names),
         attributes=dict(spec.attributes),
         config={"write_empty_chunks": True},

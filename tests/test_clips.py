@@ -15,7 +15,7 @@ from data_specs.geometry import apply_homography
 from data_specs.scene import Disc, Scene, Texture, moving
 from data_specs.view import View
 from extraction.cli import main as extract
-from training.clips import ClipDataset, Skipped, clip_loader, collate
+from training.clips import ClipDataset, Skipped, clip_loader
 from training.recipe import HeadOptions, PretrainRecipe
 from training.resampling import view_points
 from training.store_fit import StoreFitError
@@ -90,7 +90,21 @@ def video_called(dataset, name):
 def samples(dataset, name, count):
     """So many samples of one video."""
     found = (dataset[p] for p in itertools.count() if dataset.reader.videos[dataset.stream[p].video].path == name)
-    return list(itertools.islice(found, count))
+    return [alone(batch) for batch in itertools.islice(found, count)]
+
+
+def alone(batch):
+    """The one clip of a batch, without the axis of clips."""
+    return {
+        name: values[0].numpy() if name != "clip" else values[0] for name, values in batch.items() if name != "skipped"
+    }
+
+
+def motion_of(dataset, video, times, view):
+    """The motion of a clip that shows these frames through this view: (len(times) / 2, Gh, Gw, ...)."""
+    arrays = {name: values[0, : len(times) // 2] for name, values in dataset.motion.empty(1).items()}
+    dataset.motion.fill(arrays, video, times, view)
+    return arrays
 
 
 def true_steps(scene, view, start):
@@ -165,9 +179,9 @@ def test_the_video_in_the_mirror_has_the_mirrored_targets(dataset):
     left = 13
     original = View(left=left, **crop, flip=True)
     mirror = View(left=160 - left - crop["width"], **crop)
-    rows = [0, 8]
-    a = dataset._motion(video_called(dataset, "scene.avi"), rows, original)
-    b = dataset._motion(video_called(dataset, "mirrored.avi"), rows, mirror)
+    times = [0, 4, 8, 12]  # of two tubelets
+    a = motion_of(dataset, video_called(dataset, "scene.avi"), times, original)
+    b = motion_of(dataset, video_called(dataset, "mirrored.avi"), times, mirror)
     both = a["displacement_valid"] & b["displacement_valid"]
     assert both.mean() > 0.7
     assert (a["displacement_valid"] == b["displacement_valid"]).mean() > 0.97
@@ -216,7 +230,7 @@ def test_a_clip_past_the_end_repeats_the_last_frame_and_its_tokens_leave_the_los
     assert not np.array_equal(frames[4], frames[5])
     assert sample["displacement_valid"][:2].mean() > 0.5
     assert not sample["displacement_valid"][2:].any()
-    batch = collate([sample])
+    batch = {name: torch.from_numpy(values)[None] for name, values in sample.items() if name != "clip"}
     target = compute_targets(batch, dataset.recipe)["displacement"]
     late = batch["predict"][0] >= 2 * 36
     assert late.any()
@@ -229,7 +243,7 @@ def test_anchored_at_the_clip_each_tubelet_takes_its_step(root, tmp_path):
     store = extracted(root, tmp_path / "anchored.tracks", frame_step=8, length=2)
     recipe = dataclasses.replace(RECIPE, anchoring="clip", flip=False)
     dataset = ClipDataset(store, root, recipe, seed=3)
-    assert dataset.steps == 1
+    assert dataset.motion.steps == 1
     sample = samples(dataset, "scene.avi", 1)[0]
     clip, video = sample["clip"], video_called(dataset, "scene.avi")
     assert sample["displacement"].shape == (4, *GRID, 1, 2)
@@ -257,7 +271,7 @@ def test_shuffled_frames_keep_their_own_motion(dataset):
     order = [times[int(np.abs(ordered.astype(int) - f).sum((1, 2, 3)).argmin())] for f in sample["frames"]]
     assert sorted(order) == times
     assert order != times
-    expected = dataset._motion(video, order[::2], clip.view)
+    expected = motion_of(dataset, video, order, clip.view)
     np.testing.assert_array_equal(sample["displacement"], expected["displacement"])
 
 
@@ -348,7 +362,7 @@ def test_pixels_need_nothing_of_the_store_but_its_videos(root, store):
     """The same clips through the same views as with motion, so that recipes can be compared."""
     recipe = dataclasses.replace(RECIPE, heads={"pixels": HeadOptions()})
     with_motion, without = ClipDataset(store, root, RECIPE, seed=5), ClipDataset(store, root, recipe, seed=5)
-    a, b = with_motion[2], without[2]
+    a, b = alone(with_motion[2]), alone(without[2])
     assert a["clip"] == b["clip"]
     np.testing.assert_array_equal(a["frames"], b["frames"])
     assert "displacement" not in b
@@ -357,6 +371,7 @@ def test_pixels_need_nothing_of_the_store_but_its_videos(root, store):
 
 def test_fewer_steps_are_the_first_ones(root, store, dataset):
     shorter = ClipDataset(store, root, dataclasses.replace(RECIPE, trajectory_length=4), seed=5)
-    assert shorter.steps == 4
-    np.testing.assert_array_equal(shorter[0]["displacement"], dataset[0]["displacement"][..., :4, :])
-    np.testing.assert_allclose(shorter[0]["trajectory_hog"], dataset[0]["trajectory_hog"][..., :4, :], rtol=1e-5)
+    assert shorter.motion.steps == 4
+    few, all_of_them = alone(shorter[0]), alone(dataset[0])
+    np.testing.assert_array_equal(few["displacement"], all_of_them["displacement"][..., :4, :])
+    np.testing.assert_allclose(few["trajectory_hog"], all_of_them["trajectory_hog"][..., :4, :], rtol=1e-5)

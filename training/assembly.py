@@ -61,7 +61,7 @@ def build_task(choices: Choices, group: Group) -> Task:
     info = dataset.reader.info
     config = ModelConfig(
         size=choices.model,
-        heads=head_sizes(recipe, dataset.steps, info.recipe.hog_channels),
+        heads=head_sizes(recipe, dataset.motion.steps, info.recipe.hog_channels),
         frames=recipe.frames,
         input_size=(recipe.input_size, recipe.input_size),
         tubelet=recipe.tubelet,

@@ -123,7 +123,7 @@ def _mirrored_flow() -> NDArray[np.int64]:
     return (FLOW_BINS // 2 - np.arange(FLOW_BINS)) % FLOW_BINS
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _resample_vectors(
     field: NDArray[np.float32],
     measured: NDArray[np.bool_],
@@ -160,7 +160,7 @@ def _resample_vectors(
                 values[i, j, k, 1] = dy / total * factors[1]
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _resample_histograms(
     codes: NDArray[np.uint8],
     unit: np.float32,
@@ -219,7 +219,7 @@ def _resample_histograms(
                     values[i, j, k, d] = mixed[k * bins + source[d]]
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _mix_squares(
     a: NDArray[np.uint8], b: NDArray[np.uint8], of_a: np.float32, of_b: np.float32, out: NDArray[np.float32]
 ) -> None:
@@ -228,7 +228,7 @@ def _mix_squares(
         out[e] = of_a * x * x + of_b * y * y
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _mix(
     a: NDArray[np.float32], b: NDArray[np.float32], of_a: np.float32, of_b: np.float32, out: NDArray[np.float32]
 ) -> None:

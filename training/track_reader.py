@@ -228,7 +228,7 @@ def _steps(
     return moved
 
 
-@numba.njit(cache=True, error_model="numpy")
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _fill_steps(
     displacement: NDArray[np.int16],
     valid: NDArray[np.bool_],
