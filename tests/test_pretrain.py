@@ -10,6 +10,7 @@ import torch
 from stand_in_training import (
     VIDEOS,
     TinyModel,
+    constant_errors,
     log_lines,
     numbers,
     squared_errors,
@@ -37,6 +38,7 @@ def built(monkeypatch):
             clip_grad=None,
             compute_targets=stand_in_targets,
             sums_and_counts=squared_errors,
+            trivial_sums_and_counts=constant_errors,
             loader=lambda position: stand_in_loader(
                 position, batch_size=choices.batch_size // choices.accumulate, **told["clips"]
             ),

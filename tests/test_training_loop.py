@@ -19,6 +19,7 @@ from stand_in_training import (
     RECIPE,
     Clips,
     TinyModel,
+    constant_errors,
     log_lines,
     numbers,
     squared_errors,
@@ -345,7 +346,8 @@ def test_fp16_skips_a_step_that_overflows_while_its_scale_can_go_down(scale):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     task = Task(
         model=model, model_config={}, recipe={}, head_weights={"flow": 1.0}, clip_grad=None, clips_per_epoch=4, data={},
-        compute_targets=stand_in_targets, sums_and_counts=squared_errors, loader=lambda position: [],
+        compute_targets=stand_in_targets, sums_and_counts=squared_errors, trivial_sums_and_counts=constant_errors,
+        loader=lambda position: [],
     )  # fmt: skip
     optimizer = make_optimizer(model, RECIPE, batch_size=4)
     scaler = torch.amp.GradScaler("cpu", init_scale=scale)

@@ -13,7 +13,7 @@ from data_specs.track_store import TrackStore
 from training.clips import ClipDataset, clip_loader
 from training.distributed import Group
 from training.interchange import load_encoder
-from training.losses import sums_and_counts
+from training.losses import sums_and_counts, trivial_sums_and_counts
 from training.model import MaskedVideoModel, ModelConfig
 from training.recipe import PretrainRecipe
 from training.snapshot import draw_predictions
@@ -87,6 +87,7 @@ def build_task(choices: Choices, group: Group) -> Task:
         clip_grad=recipe.clip_grad,
         compute_targets=lambda batch: compute_targets(batch, recipe),
         sums_and_counts=sums_and_counts,
+        trivial_sums_and_counts=trivial_sums_and_counts,
         loader=lambda position: clip_loader(
             dataset,
             batch_size=micro_batch,

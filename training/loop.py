@@ -122,6 +122,7 @@ def _line(
         "epoch": round(epoch, 6),
         "loss": result.loss,
         **result.losses,
+        **{f"{head}_trivial": value for head, value in result.trivial.items()},
         "lr": float(optimizer.param_groups[0]["lr"]),
         "grad_norm": result.grad_norm,
         "clips": result.clips,

@@ -25,7 +25,11 @@ def sums_and_counts(
 
 @torch.no_grad()
 def trivial_sums_and_counts(targets: Mapping[str, Target]) -> dict[str, tuple[Tensor, Tensor]]:
-    """The same for the best constant: a predictor that gives every token the batch's mean target, value by value."""
+    """The same for the best constant: a predictor that gives every token the batch's mean target, value by value.
+
+    The mean is that of what is given, so with a few clips in a batch the constant is a little better than one that
+    knows no more than the whole data set's mean.
+    """
     found = {}
     for name, target in targets.items():
         count = _each(target).sum((0, 1))

@@ -4,7 +4,8 @@ A line of log.jsonl has
 
     step            optimisation steps done, from 1; epoch: clips consumed by the clips of an epoch
     loss            sum over the heads of weight * mean squared error, exact over all ranks and micro-batches
-    one key a head  its mean squared error, or null where no target of the whole batch was valid
+    one key a head  its mean squared error, or null where no target of the whole batch was valid; the head's name with
+                    _trivial: that of the best constant prediction, which a model must beat to have learnt anything
     lr, grad_norm   learning rate of the step; L2 norm of the gradient before clipping
     clips, skipped  clips of the step over all ranks; clips that could not be read
     seconds         wall time of the step on rank 0, data included; clips_per_s: clips / seconds

@@ -40,6 +40,8 @@ class StepResult:
 
     losses: dict[str, float | None]
     """Mean squared error of each head; None without a valid target in the whole batch."""
+    trivial: dict[str, float | None]
+    """What a predictor would have that gives every token its micro-batch's mean target."""
     loss: float
     """Their weighted sum, as it was minimised."""
     grad_norm: float
@@ -100,6 +102,8 @@ def optimise(
     with torch.no_grad():
         targets = [task.compute_targets(batch) for batch in batches]
         counts = torch.stack([_sum_of_weights(targets, head) for head in heads])
+        constant = [task.trivial_sums_and_counts(target) for target in targets]
+        trivial = torch.stack([torch.stack([found[head][0] for found in constant]).sum() for head in heads])
     sum_over_ranks(counts)
     # DistributedDataParallel averages the ranks' gradients, so each rank's share of the loss is taken world_size times
     scale = torch.tensor([task.head_weights[h] * group.world_size for h in heads], device=group.device)
@@ -126,18 +130,19 @@ def optimise(
     clips = sum(len(batch["frames"]) for batch in batches)
     skipped = sum(len(batch["skipped"]) for batch in given.micro_batches)
     own = torch.tensor([clips, skipped, given.waited, given.signalled()], dtype=sums.dtype, device=group.device)
-    summed = sum_over_ranks(torch.cat([own, sums]))
+    summed = sum_over_ranks(torch.cat([own, sums, trivial.to(sums.dtype)]))
     # one wait for the device in a step. A bad number is found after the weights took it in, but those are never saved
     numbers = torch.cat([norm.double()[None], summed, counts]).tolist()
     grad_norm, all_clips, all_skipped, waited, signals = numbers[:5]
-    per_head = zip(heads, numbers[5 : 5 + len(heads)], numbers[5 + len(heads) :], strict=True)
-    losses = {head: squares / count if count else None for head, squares, count in per_head}
+    errors_of, trivial_of, counted = (numbers[5 + i * len(heads) : 5 + (i + 1) * len(heads)] for i in range(3))
+    losses = _means(heads, errors_of, counted)
     loss = sum(task.head_weights[head] * value for head, value in losses.items() if value is not None)
     overflow_is_skipped = scaler.is_enabled() and scaler.get_scale() >= 1
     if not math.isfinite(loss) or not (math.isfinite(grad_norm) or overflow_is_skipped):
         _stop(given, {"loss": loss, **losses, "grad_norm": grad_norm})
     return StepResult(
         losses=losses,
+        trivial=_means(heads, trivial_of, counted),
         loss=loss,
         grad_norm=grad_norm,
         clips=round(all_clips),
@@ -146,6 +151,10 @@ def optimise(
         signalled=signals > 0,
         picture=(batches[0], first, targets[0]) if given.keep else None,
     )
+
+
+def _means(heads: list[str], sums: list[float], counts: list[float]) -> dict[str, float | None]:
+    return {head: total / count if count else None for head, total, count in zip(heads, sums, counts, strict=True)}
 
 
 def _sum_of_weights(targets: list[Targets], head: str) -> torch.Tensor:

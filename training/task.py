@@ -50,6 +50,9 @@ class Task:
     sums_and_counts: Callable[[Predictions, Any], SumsAndCounts]
     """For each head the sum of weighted squared errors and the sum of weights, scalars; the former is 0, with a graph,
     where all weights are."""
+    trivial_sums_and_counts: Callable[[Any], SumsAndCounts]
+    """The same, of targets alone, for a predictor that has learnt nothing but their mean: what a loss is to be held
+    against."""
     loader: Callable[[int], Iterable[Batch]]
     """This rank's endless micro-batches from a position (clips consumed by all ranks before). With w ranks and b clips
     in a micro-batch, micro-batch m of rank r has the clips from position + (m w + r) b on."""
