@@ -1,5 +1,6 @@
 """The documentation's commands are run, or at least parsed."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ from conftest import REPOSITORY
 from data_specs.demo_clips import render_demo_clips
 from data_specs.track_store import TrackStore
 from extraction import cli, inspect_cli
+from training import export_cli, pretrain
 
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("*/*.md")])
 
@@ -47,6 +49,10 @@ def test_the_readme_s_commands_run(demo):
     assert "0 problem(s) in 2 shards" in output
     assert (folder / "hand_held.png").stat().st_size > 10_000
     assert TrackStore(folder / "demo.tracks").complete_shards == [0, 1]
+    steps = [json.loads(line) for line in (folder / "demo.run" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps] == list(range(1, 11))
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert (folder / "demo.encoder" / "model.safetensors").stat().st_size > 1e6
 
 
 def test_the_readme_s_python_runs(demo, monkeypatch):
@@ -93,10 +99,16 @@ def test_every_documented_command_line_parses():
             cli.build_parser().parse_args(words[1:])
         elif words[:1] == ["inspect-tracks"]:
             inspect_cli.build_parser().parse_args(words[1:])
+        elif words[:1] == ["pretrain-motion"]:
+            pretrain.build_parser().parse_args(words[1:])
+        elif "training.pretrain" in words:
+            pretrain.build_parser().parse_args(words[words.index("training.pretrain") + 1 :])
+        elif words[:1] == ["export-encoder"]:
+            export_cli.build_parser().parse_args(words[1:])
         else:
             continue
         parsed += 1
-    assert parsed >= 9
+    assert parsed >= 15
 
 
 def test_help_names_every_option_and_the_exit_status(capsys):
@@ -104,6 +116,9 @@ def test_help_names_every_option_and_the_exit_status(capsys):
         (cli.main, ["--dataset", "--root", "--shards", "--out", "--recipe", "--start-stride", "--only-shards",
                     "--workers", "--executor", "--limit", "--retry-failed", "--dry-run", "Exit status"]),
         (inspect_cli.main, ["STORE", "--verify", "--failures", "--render", "--out", "Exit status"]),
+        (pretrain.main, ["--store", "--root", "--recipe", "--model", "--out", "--epochs", "--steps", "--batch-size", "--lr",
+                         "--warmup-steps", "--seed", "--workers", "--resume", "--device", "Exit status"]),
+        (export_cli.main, ["RUN", "--to", "--out", "Exit status"]),
     ]:  # fmt: skip
         with pytest.raises(SystemExit) as exit_:
             main(["--help"])
