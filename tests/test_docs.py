@@ -116,8 +116,8 @@ def test_help_names_every_option_and_the_exit_status(capsys):
         (cli.main, ["--dataset", "--root", "--shards", "--out", "--recipe", "--start-stride", "--only-shards",
                     "--workers", "--executor", "--limit", "--retry-failed", "--dry-run", "Exit status"]),
         (inspect_cli.main, ["STORE", "--verify", "--failures", "--render", "--out", "Exit status"]),
-        (pretrain.main, ["--store", "--root", "--recipe", "--model", "--out", "--epochs", "--steps", "--batch-size", "--lr",
-                         "--warmup-steps", "--seed", "--workers", "--resume", "--device", "Exit status"]),
+        (pretrain.main, ["--store", "--root", "--recipe", "--model", "--out", "--epochs", "--steps", "--batch-size",
+                         "--lr", "--warmup-steps", "--seed", "--workers", "--resume", "--device", "Exit status"]),
         (export_cli.main, ["RUN", "--to", "--out", "Exit status"]),
     ]:  # fmt: skip
         with pytest.raises(SystemExit) as exit_:
