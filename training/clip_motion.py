@@ -13,7 +13,7 @@ from data_specs.encoding import decode_flow
 from data_specs.schema import FLOW_BINS, HOG_BINS
 from data_specs.view import View
 from training.recipe import PretrainRecipe
-from training.resampling import Resampler, mirrored_hof, mirrored_hog, mirrored_mbh
+from training.resampling import Resampler, compile_resampling, mirrored_hof, mirrored_hog, mirrored_mbh
 from training.shard_reader import Runs
 from training.store_fit import predicted_steps
 from training.stored_rows import StoredRows
@@ -31,6 +31,8 @@ class ClipMotion:
         self._reader, self._recipe, self._stored = reader, recipe, reader.info.recipe
         self.steps = predicted_steps(recipe, reader.info)
         self._descriptors = [name for name in _DESCRIPTORS if name in recipe.heads]
+        if recipe.stored_heads:  # here, once, what the workers would all compile at the same time
+            compile_resampling()
 
     def empty(self, clips: int) -> Arrays:
         """Arrays of so many clips, to be filled; what is in them has no meaning.

@@ -110,6 +110,17 @@ class Resampler:
         return rows.start, rows.stop, columns.start, columns.stop
 
 
+def compile_resampling() -> None:
+    """Compile what `Resampler` calls."""
+    first = np.zeros(1, np.int64)
+    resampler = Resampler(View(top=0, left=0, height=1, width=1, size=(1, 1)), (1, 1), 1, (1, 1))
+    field, codes = Runs(np.zeros((1, 1, 2), np.float32), first), Runs(np.zeros((1, 1, 1), np.uint8), first)
+    measured, mirror = Runs(np.ones((1, 1), np.bool_), first), np.zeros(1, np.int64)
+    values, valid = np.zeros((1, 1, 1, 1, 2), np.float32), np.zeros((1, 1, 1, 1), np.bool_)
+    resampler.resample_vectors(field, measured, first, values, valid)
+    resampler.resample_histograms(codes, np.ones(1), measured, mirror, first, values[..., :1].copy(), valid)
+
+
 def _range_between(cells: NDArray[np.float64], count: int) -> range:
     """Which of `count` points along an axis are neighbours of any of `cells`, positions that rise or fall."""
     first, last = sorted((float(cells[0]), float(cells[-1])))
@@ -117,17 +128,20 @@ def _range_between(cells: NDArray[np.float64], count: int) -> range:
     return range(low, min(high + 1, count - 1) + 1)
 
 
+@functools.cache
 def mirrored_hog(channels: int) -> NDArray[np.int64]:
     """The bins that HOG's 9 * channels bins become in the mirror image: an angle θ of [0, π) becomes π − θ."""
     bins = (HOG_BINS - np.arange(HOG_BINS)) % HOG_BINS
     return np.concatenate([bins + HOG_BINS * c for c in range(channels)])
 
 
+@functools.cache
 def mirrored_hof() -> NDArray[np.int64]:
     """The bins that HOF's 9 bins become in the mirror image; the ninth, of still pixels, stays."""
     return np.append(_mirrored_flow(), FLOW_BINS)
 
 
+@functools.cache
 def mirrored_mbh() -> NDArray[np.int64]:
     """The bins that MBH's 2 * 8 bins become in the mirror image, where the flow's x component changes its sign too."""
     return np.concatenate([-np.arange(FLOW_BINS) % FLOW_BINS, _mirrored_flow() + FLOW_BINS])
