@@ -8,6 +8,7 @@ Nothing that is missing is taken for its fill value.
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import struct
@@ -164,14 +165,16 @@ class ArrayReader:
         """The chunks' coded bytes, checked, without their checksums; neighbours in a file are read in one go."""
         per_file = self.layout.chunks_per_file
         places: list[tuple[_ChunkFile, int, int, int]] = []  # file, offset, end, chunk
-        for chunk in chunks:
-            file = self._files.open(f"{self.path}/c/{chunk // per_file}{self._inner}", per_file)
-            offset, length = _INDEX_ENTRY.unpack_from(file.index, chunk % per_file * _INDEX_ENTRY.size)
-            if offset == length == _MISSING:
-                raise StoreError(f"{self._where(chunk)}: is missing: it was not written")
-            if length < _BLOSC_HEADER + _CRC or offset + length > file.data_bytes:
-                raise StoreError(f"{self._where(chunk)}: lies at bytes {offset}:{offset + length}, outside {file.path}")
-            places.append((file, offset, offset + length, chunk))
+        for number, of_file in itertools.groupby(chunks, lambda chunk: chunk // per_file):
+            file = self._files.open(f"{self.path}/c/{number}{self._inner}", per_file)
+            for chunk in of_file:
+                offset, length = _INDEX_ENTRY.unpack_from(file.index, chunk % per_file * _INDEX_ENTRY.size)
+                if offset == length == _MISSING:
+                    raise StoreError(f"{self._where(chunk)}: is missing: it was not written")
+                if length < _BLOSC_HEADER + _CRC or offset + length > file.data_bytes:
+                    end = offset + length
+                    raise StoreError(f"{self._where(chunk)}: lies at bytes {offset}:{end}, outside {file.path}")
+                places.append((file, offset, offset + length, chunk))
         first = 0
         while first < len(places):
             file, begin, end, _ = places[first]
