@@ -240,6 +240,27 @@ def test_runs_in_any_place_and_order_and_more_steps_than_asked_for():
     assert np.isnan(histograms[2]).all()
 
 
+def test_what_is_outside_of_its_array_is_an_error():
+    """Compiled code would read or write whatever lies there."""
+    points = GRID[0] * GRID[1]
+    for *runs, steps in [
+        ([1], [0], [0], STEPS), ([-1], [0], [0], STEPS), ([0], [1], [0], STEPS), ([0], [0], [2], STEPS),
+        ([0], [0], [-1], STEPS), ([0], [0], [0], STEPS - 1), ([0, 0], [0], [0], STEPS), ([0], [0], [0, 1], STEPS),
+    ]:  # fmt: skip
+        first, first_measured, to = (np.array(places) for places in runs)
+        measured = Runs(np.ones((points, steps), np.bool_), first_measured)
+        valid = np.zeros((2, *POINTS, STEPS), np.bool_)
+        resampler, scales = Resampler(VIEW, GRID, STRIDE, POINTS), np.ones(len(first))
+        with pytest.raises(IndexError):
+            field = Runs(np.zeros((points, STEPS, 2), np.float32), first)
+            values = np.zeros((2, *POINTS, STEPS, 2), np.float32)
+            resampler.resample_vectors(field, measured, to, values, valid)
+        with pytest.raises(IndexError):
+            codes = Runs(np.zeros((points, STEPS, 9), np.uint8), first)
+            values = np.zeros((2, *POINTS, STEPS, 9), np.float32)
+            resampler.resample_histograms(codes, scales, measured, mirrored_hog(1), to, values, valid)
+
+
 @pytest.mark.parametrize("view", [VIEW, FLIPPED], ids=["plain", "flipped"])
 def test_nothing_outside_of_the_window_is_looked_at(view):
     rng = np.random.default_rng(9)

@@ -139,6 +139,9 @@ def test_steps_of_a_part_of_the_grid(good_store):
         part = range(2, rows - 1), range(1, columns - 3)
         inside = np.zeros(stored.grid, np.bool_)
         inside[2 : rows - 1, 1 : columns - 3] = True
+        for length, outside in ((7, None), (4, (range(-1, 3), range(3))), (4, (range(3), range(columns + 1)))):
+            with pytest.raises(IndexError, match=f"{length} steps"):
+                stored.steps(length, outside)
         whole, flags = stored.steps(4)
         some, some_flags = stored.steps(4, part)
         for r in range(len(stored.asked)):

@@ -169,6 +169,14 @@ def _neighbours(
 
 
 @numba.njit(cache=True, nogil=True)
+def _check(first: NDArray[np.int64], count: int, length: int) -> None:
+    """Raise IndexError unless `count` elements from each of `first` are among `length`: compiled code does not look."""
+    for n in first:
+        if n < 0 or n + count > length:
+            raise IndexError("a run of points, or the place that it goes to, is outside of its array")
+
+
+@numba.njit(cache=True, nogil=True)
 def _find_whole(
     measured: NDArray[np.bool_],
     first: int,
@@ -204,6 +212,11 @@ def _resample_vectors(
 ) -> None:
     rows, columns = grid
     steps = values.shape[3]
+    _check(first, rows * columns, len(field))
+    _check(first_measured, rows * columns, len(measured))
+    _check(to, 1, len(values))
+    if measured.shape[1] < steps or valid.shape != values.shape[:4] or not len(first) == len(first_measured) == len(to):
+        raise IndexError("the shapes of a field, of what of it is measured, and of the results do not agree")
     field = field.reshape(len(field), 2 * steps)
     values = values.reshape(values.shape[0], len(cells_y), len(cells_x), 2 * steps)
     factor = np.empty(2 * steps, dtype=np.float64)
@@ -267,6 +280,13 @@ def _resample_histograms(
     rows, columns = grid
     left, right = bounds[2:]
     steps, bins = values.shape[3:]
+    _check(first, rows * columns, len(codes))
+    _check(first_measured, rows * columns, len(measured))
+    _check(to, 1, len(values))
+    if min(measured.shape[1], codes.shape[1]) < steps or len(mirror) != bins or valid.shape != values.shape[:4]:
+        raise IndexError("the shapes of histograms, of what of them is measured, and of the results do not agree")
+    if not len(first) == len(first_measured) == len(to) == len(units):
+        raise IndexError("there must be as many scales, and as many places, as there are runs")
     codes = codes.reshape(len(codes), codes.shape[1] * bins)
     values = values.reshape(values.shape[0], len(cells_y), len(cells_x), steps * bins)
     y_low, y_high, y_weight, y_near = _neighbours(cells_y, rows)

@@ -47,9 +47,18 @@ class StoredRows:
 
         x and y in pixels of the tracked frame, 0 where not valid; without the camera, G⁻¹ p(k + 1) − p(k), if there
         are homographies, else p(k + 1) − p(k). Outside of the window of the grid no step counts as valid, and the
-        displacements have no meaning. Raises StoreError for a homography that cannot be inverted.
+        displacements have no meaning. Raises StoreError for a homography that cannot be inverted, IndexError for more
+        than there is.
         """
         rows, columns = window or (range(self.grid[0]), range(self.grid[1]))
+        most = self.displacement.values.shape[1]
+        if (
+            length > most
+            or min(rows.start, columns.start) < 0
+            or rows.stop > self.grid[0]
+            or columns.stop > self.grid[1]
+        ):
+            raise IndexError(f"{length} steps at {window}: there are {most}, on a grid of {self.grid}")
         points = self.grid[0] * self.grid[1]
         first = np.arange(len(self.asked)) * points
         moved = np.empty((len(first) * points, length, 2), np.float32)
