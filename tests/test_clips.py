@@ -238,6 +238,30 @@ def test_a_clip_past_the_end_repeats_the_last_frame_and_its_tokens_leave_the_los
     assert target.weights[0][~late].mean() > 0.4
 
 
+def test_everything_is_filled_whatever_was_there_before(root, store, tmp_path):
+    """Also for a clip that runs past the end of its video, and for one that begins there."""
+    names = ("displacement", "trajectory_hog", "flow", "hof", "mbh")
+    anchored = extracted(root, tmp_path / "anchored.tracks", frame_step=8, length=2)
+    for path, anchoring, heads in ((store, "tubelet", names), (anchored, "clip", names[:2])):
+        recipe = dataclasses.replace(RECIPE, heads={name: HeadOptions() for name in heads}, anchoring=anchoring)
+        dataset = ClipDataset(path, root, recipe)
+        motion, video = dataset.motion, video_called(dataset, "scene.avi")
+        for start, some in ((0, True), (24, True), (80, False)):
+            times, view = list(range(start, start + 32, 4)), View(top=9, left=5, height=84, width=96, size=(96, 96))
+            filled = []
+            for before in (0, 255):
+                arrays = {name: values[0] for name, values in motion.empty(1).items()}
+                assert len(arrays) == (8 if anchoring == "tubelet" else 4)
+                for values in arrays.values():
+                    values.view(np.uint8)[...] = before  # NaN, where they are floats
+                motion.fill(arrays, video, times, view)
+                filled.append(arrays)
+            for name, values in filled[0].items():
+                np.testing.assert_array_equal(values.view(np.uint8), filled[1][name].view(np.uint8), err_msg=name)
+                assert values.any() == some
+                assert np.isfinite(values).all()
+
+
 def test_anchored_at_the_clip_each_tubelet_takes_its_step(root, tmp_path):
     """TrackMAE's: token (t, h, w) takes step t of the trajectory that starts at (h, w) in the first frame."""
     store = extracted(root, tmp_path / "anchored.tracks", frame_step=8, length=2)

@@ -1,5 +1,7 @@
 """Trajectory fields seen through a view: closed forms on non-square grids, crops and views."""
 
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from scipy.interpolate import RegularGridInterpolator
 from data_specs.geometry import grid_points, grid_size
 from data_specs.view import View
 from training.resampling import Resampler, mirrored_hof, mirrored_hog, mirrored_mbh, view_points
+from training.shard_reader import Runs
 
 FRAME, STRIDE, STEPS = (150, 206), 8, 3
 GRID = grid_size(FRAME, STRIDE)  # 18 x 25, with 6 pixels left over on either axis
@@ -18,12 +21,29 @@ VIEW = View(top=11, left=30, height=97, width=123, size=(80, 112))
 FLIPPED = View(top=11, left=30, height=97, width=123, size=(80, 112), flip=True)
 
 
+ONE = np.array([0])
+
+
+def run(field):
+    """A field (rows, columns, ...) as the only run of its points."""
+    return Runs(field.reshape(-1, *field.shape[2:]), ONE)
+
+
 def resample(view, field, measured, points=POINTS, stride=STRIDE):
-    values = np.full((*points, *field.shape[2:]), np.nan, np.float32)
-    valid = np.zeros((*points, field.shape[2]), np.bool_)
+    values = np.full((1, *points, *field.shape[2:]), np.nan, np.float32)
+    valid = np.zeros((1, *points, field.shape[2]), np.bool_)
     resampler = Resampler(view, field.shape[:2], stride, points)
-    resampler.resample_vectors(field.astype(np.float32), measured, values, valid)
-    return values, valid
+    resampler.resample_vectors(run(field.astype(np.float32)), run(measured), ONE, values, valid)
+    return values[0], valid[0]
+
+
+def resample_histograms(view, codes, scale, measured, mirror, points):
+    values = np.full((1, *points, *codes.shape[2:]), np.nan, np.float32)
+    valid = np.zeros((1, *points, codes.shape[2]), np.bool_)
+    resampler = Resampler(view, codes.shape[:2], STRIDE, points)
+    scales = np.array([scale], np.float32)
+    resampler.resample_histograms(run(codes), scales, run(measured), mirror, ONE, values, valid)
+    return values[0], valid[0]
 
 
 def frame_grid():
@@ -130,11 +150,8 @@ def test_hog_mirrors_and_keeps_its_values(channels):
         codes[..., k] = 127
         for flip, expected in [(False, k), (True, k // 9 * 9 + round((180 - 20 * (k % 9)) % 180 / 20))]:
             view = View(top=0, left=0, height=40, width=48, size=(40, 48), flip=flip)
-            values = np.empty((5, 6, 2, bins), np.float32)
-            valid = np.empty((5, 6, 2), np.bool_)
-            Resampler(view, grid, 8, grid).resample_histograms(
-                codes, 7.0, np.ones((*grid, 2), np.bool_), mirrored_hog(channels), values, valid
-            )
+            measured = np.ones((*grid, 2), np.bool_)
+            values, valid = resample_histograms(view, codes, 7.0, measured, mirrored_hog(channels), grid)
             assert valid.all()
             np.testing.assert_allclose(values[..., expected], 7.0 * 0.25, rtol=1e-6)
             assert np.delete(values, expected, axis=-1).max() == 0
@@ -164,7 +181,97 @@ def test_histograms_are_interpolated_by_value_not_by_code():
     view = View(
         top=0, left=2, height=8, width=8, size=(8, 8)
     )  # its centre is a quarter of a stride past the first point
-    values, valid = np.empty((1, 1, 1, 9), np.float32), np.empty((1, 1, 1), np.bool_)
-    resampler = Resampler(view, (1, 2), 8, (1, 1))
-    resampler.resample_histograms(codes, 12.0, np.ones((1, 2, 1), np.bool_), mirrored_hog(1), values, valid)
+    values, _ = resample_histograms(view, codes, 12.0, np.ones((1, 2, 1), np.bool_), mirrored_hog(1), (1, 1))
     np.testing.assert_allclose(values[0, 0, 0, 4], 12.0 * 0.25, rtol=1e-6)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_histograms_are_the_vectors_of_their_bins(flip):
+    """Both kernels follow one rule: bins, two by two, as x and y of a field, some of it not measured.
+
+    Bit by bit they are not the same: histograms are mixed in single precision."""
+    rng = np.random.default_rng(7)
+    view = dataclasses.replace(VIEW, flip=flip)
+    codes = rng.integers(0, 255, (*GRID, STEPS, 9), dtype=np.uint8)
+    measured = rng.random((*GRID, STEPS)) < 0.8
+    measured[4:12, 5:14] = True
+    values, valid = resample_histograms(view, codes, 3.0, measured, mirrored_hog(1), POINTS)
+    decoded = 3.0 * (codes / 254.0) ** 2
+    straight = View(top=11, left=30, height=97, width=123, size=(97, 123), flip=flip)  # no change of lengths
+    for k in range(9):
+        field = np.stack([-decoded[..., k] if flip else decoded[..., k], decoded[..., k]], axis=-1)
+        # the crop in another size has the same points
+        expected, expected_valid = resample(straight, field, measured)
+        np.testing.assert_array_equal(valid, expected_valid)
+        for c in range(2):
+            np.testing.assert_allclose(values[..., mirrored_hog(1)[k] if flip else k], expected[..., c], atol=1e-6)
+    assert 0.5 < valid.mean() < 0.95
+
+
+def test_runs_in_any_place_and_order_and_more_steps_than_asked_for():
+    """Fields lie anywhere among the points that were read, with numbers of no meaning between them."""
+    rng = np.random.default_rng(8)
+    points, rows_by_columns = 3 * GRID[0] * GRID[1], GRID[0] * GRID[1]
+    first = np.array([901, 30, 466 + 450])
+    field = rng.normal(size=(points + 80, STEPS, 2)).astype(np.float32)
+    codes = rng.integers(0, 255, (points + 80, STEPS + 1, 9), dtype=np.uint8)
+    measured = rng.random((points + 200, STEPS + 1)) < 0.9
+    first_measured, to = first + 70, np.array([3, 0, 1])
+    scales = np.array([1.5, 2.5, 0.5], np.float32)
+    values = np.full((4, *POINTS, STEPS, 2), np.nan, np.float32)
+    histograms = np.full((4, *POINTS, STEPS, 9), np.nan, np.float32)
+    valid, valid_too = np.zeros((2, 4, *POINTS, STEPS), np.bool_)
+    resampler = Resampler(FLIPPED, GRID, STRIDE, POINTS)
+    flags, mirror = Runs(measured, first_measured), mirrored_hog(1)
+    resampler.resample_vectors(Runs(field, first), flags, to, values, valid)
+    resampler.resample_histograms(Runs(codes, first), scales, flags, mirror, to, histograms, valid_too)
+    for r in range(3):
+        own, own_codes = (a[first[r] :][:rows_by_columns].reshape(*GRID, *a.shape[1:]) for a in (field, codes))
+        own_flags = measured[first_measured[r] :][:rows_by_columns].reshape(*GRID, -1)[:, :, :STEPS]
+        alone, alone_valid = resample(FLIPPED, own, own_flags.copy())
+        np.testing.assert_array_equal(values[to[r]], alone)
+        np.testing.assert_array_equal(valid[to[r]], alone_valid)
+        alone, _ = resample_histograms(
+            FLIPPED, own_codes[:, :, :STEPS].copy(), scales[r], own_flags.copy(), mirror, POINTS
+        )
+        np.testing.assert_array_equal(histograms[to[r]], alone)
+    np.testing.assert_array_equal(valid_too, valid)
+    assert np.isnan(values[2]).all()
+    assert np.isnan(histograms[2]).all()
+
+
+def test_what_is_outside_of_its_array_is_an_error():
+    """Compiled code would read or write whatever lies there."""
+    points = GRID[0] * GRID[1]
+    for *runs, steps in [
+        ([1], [0], [0], STEPS), ([-1], [0], [0], STEPS), ([0], [1], [0], STEPS), ([0], [0], [2], STEPS),
+        ([0], [0], [-1], STEPS), ([0], [0], [0], STEPS - 1), ([0, 0], [0], [0], STEPS), ([0], [0], [0, 1], STEPS),
+    ]:  # fmt: skip
+        first, first_measured, to = (np.array(places) for places in runs)
+        measured = Runs(np.ones((points, steps), np.bool_), first_measured)
+        valid = np.zeros((2, *POINTS, STEPS), np.bool_)
+        resampler, scales = Resampler(VIEW, GRID, STRIDE, POINTS), np.ones(len(first))
+        with pytest.raises(IndexError):
+            field = Runs(np.zeros((points, STEPS, 2), np.float32), first)
+            values = np.zeros((2, *POINTS, STEPS, 2), np.float32)
+            resampler.resample_vectors(field, measured, to, values, valid)
+        with pytest.raises(IndexError):
+            codes = Runs(np.zeros((points, STEPS, 9), np.uint8), first)
+            values = np.zeros((2, *POINTS, STEPS, 9), np.float32)
+            resampler.resample_histograms(codes, scales, measured, mirrored_hog(1), to, values, valid)
+
+
+@pytest.mark.parametrize("view", [VIEW, FLIPPED], ids=["plain", "flipped"])
+def test_nothing_outside_of_the_window_is_looked_at(view):
+    rng = np.random.default_rng(9)
+    field, measured = rng.normal(size=(*GRID, STEPS, 2)), np.ones((*GRID, STEPS), np.bool_)
+    rows, columns = Resampler(view, GRID, STRIDE, POINTS).window
+    inside = np.zeros(GRID, np.bool_)
+    inside[rows.start : rows.stop, columns.start : columns.stop] = True
+    assert 0.2 < inside.mean() < 0.6
+    for a, b in zip(
+        resample(view, field, measured),
+        resample(view, np.where(inside[..., None, None], field, np.nan), measured & inside[..., None]),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)

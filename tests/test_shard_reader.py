@@ -85,10 +85,10 @@ def test_ranges_across_chunks_and_files(tmp_path):
             if start <= stop <= 103:
                 np.testing.assert_array_equal(reader.read(start, stop), values[start:stop])
     for starts, count in [([0, 14, 7], 7), ([3, 10, 50], 7), ([98, 0, 5, 5], 5), ([96, 2], 7), ([], 4), ([4, 9], 0)]:
-        blocks = reader.read_blocks(starts, count)
-        assert blocks.shape == (len(starts), count, 3, 2)
-        for block, start in zip(blocks, starts, strict=True):
-            np.testing.assert_array_equal(block, values[start : start + count])
+        runs = reader.read_runs(starts, count)
+        for first, start in zip(runs.first.tolist(), starts, strict=True):
+            assert first + count <= len(runs.values)
+            np.testing.assert_array_equal(runs.values[first : first + count], values[start : start + count])
     for start, stop in [(-1, 2), (100, 104), (104, 104), (5, 4)]:
         with pytest.raises(IndexError, match=r"a: "):
             reader.read(start, stop)
@@ -174,7 +174,7 @@ def test_a_missing_file_or_chunk_is_not_its_fill_value(tmp_path, shard, recipe):
     reader = ArrayReader(tmp_path / "b", SPEC, OpenFiles())
     assert reader.read(35, 40).shape == (5, 3, 2)
     with pytest.raises(StoreError, match=r"b\[40\]: holds the fill value: it was not written"):
-        reader.read_blocks([0, 38], 3)
+        reader.read_runs([0, 38], 3)
 
 
 def test_a_scale_that_was_not_written_is_found(shard, recipe):

@@ -129,6 +129,32 @@ def test_the_first_steps_alone(good_store):
         np.testing.assert_array_equal(part.hog_codes, whole.hog_codes[:, :, :2])
 
 
+def test_steps_of_a_part_of_the_grid(good_store):
+    """Those of the whole grid; outside of the part, none is valid."""
+    reader = TrackReader(good_store)
+    for video in reader.videos:
+        stored = reader.stored_rows(video, [3, 8, 0], hog=False)
+        assert stored.asked.tolist() == ([1, 2] if video.num_starts > 2 else [2])
+        rows, columns = stored.grid
+        part = range(2, rows - 1), range(1, columns - 3)
+        inside = np.zeros(stored.grid, np.bool_)
+        inside[2 : rows - 1, 1 : columns - 3] = True
+        for length, outside in ((7, None), (4, (range(-1, 3), range(3))), (4, (range(3), range(columns + 1)))):
+            with pytest.raises(IndexError, match=f"{length} steps"):
+                stored.steps(length, outside)
+        whole, flags = stored.steps(4)
+        some, some_flags = stored.steps(4, part)
+        for r in range(len(stored.asked)):
+            (a, b), (valid, part_valid) = (
+                [runs.values[runs.first[r] :][: inside.size].reshape(rows, columns, 4, -1) for runs in pair]
+                for pair in ((whole, some), (flags, some_flags))
+            )
+            np.testing.assert_array_equal(b[inside], a[inside])
+            np.testing.assert_array_equal(part_valid, valid & inside[..., None, None])
+            assert part_valid.any()
+            assert (a[~valid[..., 0]] == 0).all()
+
+
 def test_a_store_of_stabilised_positions_without_hog(plain_store):
     reader, store = TrackReader(plain_store), TrackStore(plain_store)
     assert not store.info.recipe.detect_cuts

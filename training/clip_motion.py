@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_specs.geometry import grid_size
+from data_specs.encoding import decode_flow
 from data_specs.schema import FLOW_BINS, HOG_BINS
 from data_specs.view import View
 from training.recipe import PretrainRecipe
-from training.resampling import Resampler, mirrored_hof, mirrored_hog, mirrored_mbh
+from training.resampling import Resampler, compile_resampling, mirrored_hof, mirrored_hog, mirrored_mbh
+from training.shard_reader import Runs
 from training.store_fit import predicted_steps
-from training.track_reader import TrackField, TrackReader, VideoRecord
+from training.stored_rows import StoredRows
+from training.track_reader import TrackReader, VideoRecord
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -29,9 +31,11 @@ class ClipMotion:
         self._reader, self._recipe, self._stored = reader, recipe, reader.info.recipe
         self.steps = predicted_steps(recipe, reader.info)
         self._descriptors = [name for name in _DESCRIPTORS if name in recipe.heads]
+        if recipe.stored_heads:  # here, once, what the workers would all compile at the same time
+            compile_resampling()
 
     def empty(self, clips: int) -> Arrays:
-        """Arrays of so many clips, with nothing valid in them.
+        """Arrays of so many clips, to be filled; what is in them has no meaning.
 
         `displacement` float32 (B, t, Gh, Gw, L, 2), x and y in pixels of the view per step; `trajectory_hog` float32
         (B, t, Gh, Gw, L, 9 C), per pixel of its window; each with `…_valid`, bool (B, t, Gh, Gw, L). `flow` float32
@@ -47,60 +51,76 @@ class ClipMotion:
         """
         recipe, stored = self._recipe, self._stored
         by_clip = recipe.anchoring == "clip"
-        fields = self._reader.rows(
+        frames = times[:: len(times) if by_clip else recipe.tubelet]
+        begun = self._reader.stored_rows(
             video,
-            list(times[:: len(times) if by_clip else recipe.tubelet]),
+            frames,
             hog="trajectory_hog" in recipe.heads,
             descriptors=self._descriptors,
             remove_camera=recipe.remove_camera,
-            length=stored.length if by_clip else self.steps,
         )
-        grid = grid_size(video.frame_size, stored.grid_stride)
-        resampler = Resampler(view, grid, stored.grid_stride, recipe.point_grid)
+        if begun is None:
+            _clear(arrays, slice(None))
+            return
         rows = self._empty((1,), stored.length) if by_clip else arrays
-        for t, field in enumerate(fields):
-            if field is not None:
-                self._resample(resampler, field, {name: values[t] for name, values in rows.items()})
+        if len(begun.asked) < len(frames):
+            _clear(rows, np.setdiff1d(np.arange(len(frames)), begun.asked))
+        self._resample(Resampler(view, begun.grid, stored.grid_stride, recipe.point_grid), begun, rows)
         if by_clip:  # the token of tubelet t takes step t; past the last step there is nothing
             for name, values in rows.items():
                 steps = np.moveaxis(values[0], 2, 0)[: len(arrays[name]), :, :, None]
                 arrays[name][: len(steps)] = steps
+            _clear(arrays, slice(stored.length, None))
 
     def _empty(self, rows: tuple[int, ...], length: int) -> Arrays:
         recipe, grid = self._recipe, (*rows, *self._recipe.point_grid)
         arrays: Arrays = {}
         if "displacement" in recipe.heads or ("trajectory_hog" in recipe.heads and recipe.merge == "longest"):
-            arrays["displacement"] = np.zeros((*grid, length, 2), np.float32)
-            arrays["displacement_valid"] = np.zeros((*grid, length), np.bool_)
+            arrays["displacement"] = np.empty((*grid, length, 2), np.float32)
+            arrays["displacement_valid"] = np.empty((*grid, length), np.bool_)
         if "trajectory_hog" in recipe.heads:
-            arrays["trajectory_hog"] = np.zeros((*grid, length, HOG_BINS * self._stored.hog_channels), np.float32)
-            arrays["trajectory_hog_valid"] = np.zeros((*grid, length), np.bool_)
+            arrays["trajectory_hog"] = np.empty((*grid, length, HOG_BINS * self._stored.hog_channels), np.float32)
+            arrays["trajectory_hog_valid"] = np.empty((*grid, length), np.bool_)
         for name in self._descriptors:
-            arrays[name] = np.zeros((*grid, *_DESCRIPTORS[name]), np.float32)
-            arrays["cell_valid"] = np.zeros(grid, np.bool_)
+            arrays[name] = np.empty((*grid, *_DESCRIPTORS[name]), np.float32)
+            arrays["cell_valid"] = np.empty(grid, np.bool_)
         return arrays
 
-    def _resample(self, resampler: Resampler, field: TrackField, arrays: Arrays) -> None:
-        """Fill the arrays (Gh, Gw, …) of one start row. Histograms are divided by the area that they are sums over."""
+    def _resample(self, resampler: Resampler, rows: StoredRows, arrays: Arrays) -> None:
+        """Fill the arrays (t, Gh, Gw, …) of start rows. Histograms are divided by the area that they are sums over."""
         if "displacement" in arrays:
-            steps = field.valid[:, :, :-1] & field.valid[:, :, 1:]
-            resampler.resample_vectors(field.displacement, steps, arrays["displacement"], arrays["displacement_valid"])
-        if field.hog_codes is not None and field.hog_scale is not None:
+            steps = arrays["displacement"].shape[3]
+            moved, measured = rows.steps(steps, resampler.window)
+            resampler.resample_vectors(
+                moved, measured, rows.asked, arrays["displacement"], arrays["displacement_valid"]
+            )
+        if "hog" in rows.points:
             values, valid = arrays["trajectory_hog"], arrays["trajectory_hog_valid"]
             mirror = mirrored_hog(values.shape[-1] // HOG_BINS)
-            scale = field.hog_scale / self._stored.hog_window**2
-            resampler.resample_histograms(field.hog_codes, scale, field.valid[:, :, :-1], mirror, values, valid)
-        if field.cell_measured is None:
+            scales = rows.scales["hog"] / self._stored.hog_window**2
+            resampler.resample_histograms(rows.points["hog"], scales, rows.valid, mirror, rows.asked, values, valid)
+        if not self._descriptors:
             return
-        measured, valid = field.cell_measured[:, :, None], arrays["cell_valid"][:, :, None]
-        if field.flow is not None:
-            resampler.resample_vectors(field.flow[:, :, None], measured, arrays["flow"][:, :, None], valid)
-        for name, codes, summed, mirror in [
-            ("hof", field.hof_codes, field.hof_scale, mirrored_hof()),
-            ("mbh", field.mbh_codes, field.mbh_scale, mirrored_mbh()),
-        ]:
-            if codes is not None and summed is not None:
-                flat = codes.reshape(*codes.shape[:2], 1, len(mirror))
-                values = arrays[name].reshape(*arrays[name].shape[:2], 1, len(mirror))
-                scale = summed / self._stored.grid_stride**2
-                resampler.resample_histograms(flat, scale, measured, mirror, values, valid)
+        measured, valid = _as_one_step(rows.points["cell_measured"]), arrays["cell_valid"][..., None]
+        if "flow" in rows.points:
+            codes, first = _as_one_step(rows.points["flow"])
+            flow = Runs(decode_flow(codes), first)
+            resampler.resample_vectors(flow, measured, rows.asked, arrays["flow"][..., None, :], valid)
+        for name, mirror in ("hof", mirrored_hof()), ("mbh", mirrored_mbh()):
+            if name in rows.points:
+                codes, first = rows.points[name]
+                flat = Runs(codes.reshape(len(codes), 1, len(mirror)), first)
+                values = arrays[name].reshape(*arrays[name].shape[:3], 1, len(mirror))
+                scales = rows.scales[name] / self._stored.grid_stride**2
+                resampler.resample_histograms(flat, scales, measured, mirror, rows.asked, values, valid)
+
+
+def _clear(arrays: Arrays, tubelets: slice | NDArray[np.int64]) -> None:
+    """Leave nothing valid, and zeros everywhere, in these tubelets of a clip's arrays."""
+    for values in arrays.values():
+        values[tubelets] = 0
+
+
+def _as_one_step(runs: Runs) -> Runs:
+    """What points have, (P, …), as what they have at their one step, (P, 1, …)."""
+    return Runs(runs.values[:, None], runs.first)

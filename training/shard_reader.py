@@ -8,12 +8,14 @@ Nothing that is missing is taken for its fill value.
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
+import struct
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -31,14 +33,17 @@ OPEN_FILES = 256
 """Files that a process keeps open, each with its index of chunks (about 15 kB for one of 64 MiB)."""
 _GAP = 128 << 10
 """Bytes between two chunks that are read along rather than asked for twice: round trips cost more on a network."""
-_CRC, _INDEX_ENTRY, _BLOSC_HEADER = 4, 16, 16
-_MISSING = np.iinfo(np.uint64).max
+_INDEX_ENTRY = struct.Struct("<QQ")
+"""Offset and length of a chunk in its file, in bytes."""
+_NUMBER = struct.Struct("<I")
+_CRC, _BLOSC_HEADER, _DECODED_SIZE_AT = 4, 16, 4
+_MISSING = (1 << 64) - 1
 
 _specs = functools.cache(array_specs)
 
 
 class _ChunkFile:
-    """One open file of an array, a zarr shard. `index`: uint64 (chunks, 2), offset and length of each in bytes.
+    """One open file of an array, a zarr shard. `index`: an entry for each of its chunks.
 
     Closed when it is garbage. pread leaves no position behind, so a fork may share it.
     """
@@ -50,7 +55,7 @@ class _ChunkFile:
             raise StoreError(f"{path}: cannot be opened: {error.strerror}") from error
         weakref.finalize(self, os.close, self.fd)
         self.path = path
-        length = chunks * _INDEX_ENTRY + _CRC
+        length = chunks * _INDEX_ENTRY.size + _CRC
         size = os.fstat(self.fd).st_size
         if size < length:
             raise StoreError(f"{path}: has {size} bytes, its index of {chunks} chunks alone has {length}: truncated?")
@@ -58,10 +63,10 @@ class _ChunkFile:
         index = self.read(self.data_bytes, length)
         if not _sound(index):
             raise StoreError(f"{path}: the checksum of its index of chunks is wrong: damaged or truncated")
-        self.index = np.frombuffer(index[:-_CRC], "<u8").reshape(chunks, 2)
+        self.index = index.tobytes()
 
-    def read(self, offset: int, length: int) -> bytes:
-        """Exactly so many bytes; raises StoreError."""
+    def read(self, offset: int, length: int) -> NDArray[np.uint8]:
+        """Exactly so many bytes, of which parts can be taken without a copy; raises StoreError."""
         try:
             data = os.pread(self.fd, length, offset)
             while 0 < len(data) < length and (more := os.pread(self.fd, length - len(data), offset + len(data))):
@@ -70,7 +75,7 @@ class _ChunkFile:
             raise StoreError(f"{self.path}: cannot be read: {error.strerror}") from error
         if len(data) < length:
             raise StoreError(f"{self.path}: ends within bytes {offset}:{offset + length}: truncated")
-        return data
+        return np.frombuffer(data, np.uint8)
 
 
 class OpenFiles:
@@ -94,6 +99,16 @@ class _Layout:
     chunks_per_file: int
 
 
+class Runs(NamedTuple):
+    """Equally many rows from several places of an array: run r is values[first[r] : first[r] + count].
+
+    values (P, ...); first int64 (R,). What else is in `values` is the rest of chunks, and has no meaning.
+    """
+
+    values: NDArray[Any]
+    first: NDArray[np.int64]
+
+
 class ArrayReader:
     """One array of a shard. Raises StoreError, with the array's path, for what is missing, damaged or unknown."""
 
@@ -107,57 +122,59 @@ class ArrayReader:
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Rows start:stop of the first axis, (stop - start, ...) in the array's type. IndexError outside it."""
-        blocks: NDArray[Any] = self.read_blocks([start], stop - start)[0]
-        return blocks
+        runs = self.read_runs([start], stop - start)
+        first = int(runs.first[0])
+        return runs.values[first : first + stop - start]
 
-    def read_blocks(self, starts: Sequence[int], count: int) -> NDArray[Any]:
-        """Rows start:start + count for each of `starts`: (len(starts), count, ...). Each chunk is decoded once."""
+    def read_runs(self, starts: Sequence[int], count: int) -> Runs:
+        """Rows start:start + count for each of `starts`. Each chunk is decoded once, into where it stays."""
         rows = self.layout.chunk
-        if count < 0 or any(start < 0 or start + count > self.shape[0] for start in starts):
+        if count < 0 or (starts and (min(starts) < 0 or max(starts) + count > self.shape[0])):
             raise IndexError(f"{self.path}: {count} rows from {list(starts)}; it has {self.shape[0]}")
-        blocks = np.empty((len(starts), count, *self.shape[1:]), self.dtype)
-        if not blocks.size:
-            return blocks
-        wanted: dict[int, list[int]] = {}  # chunk to the blocks that need it
-        for number, start in enumerate(starts):
-            for chunk in range(start // rows, -(-(start + count) // rows)):
-                wanted.setdefault(chunk, []).append(number)
-        scratch = None
-        for chunk, coded in self._coded(sorted(wanted)):
-            first = chunk * rows
-            numbers = wanted[chunk]
-            if len(numbers) == 1 and count == rows and starts[numbers[0]] == first:
-                self._decode(chunk, coded, blocks[numbers[0]])
-                continue
-            if scratch is None:
-                scratch = np.empty((rows, *self.shape[1:]), self.dtype)
-            self._decode(chunk, coded, scratch)
-            for number in numbers:
-                start = starts[number]
-                low, high = max(start, first), min(start + count, first + rows)
-                blocks[number, low - start : high - start] = scratch[low - first : high - first]
-        if _holds(blocks, self._fill):
-            unwritten = np.isnan(blocks) if np.isnan(self._fill) else blocks == self._fill
-            number, row = np.argwhere(unwritten)[0][:2]
-            raise StoreError(f"{self.path}[{starts[number] + row}]: holds the fill value: it was not written")
-        return blocks
+        wanted = {chunk for start in starts for chunk in range(start // rows, -(-(start + count) // rows))}
+        if not count or not wanted:
+            return Runs(np.empty((0, *self.shape[1:]), self.dtype), np.zeros(len(starts), np.int64))
+        chunks = sorted(wanted)  # the chunks of a run follow each other here as well
+        values = np.empty((len(chunks), rows, *self.shape[1:]), self.dtype)
+        for chunk, coded, out in zip(chunks, self._coded(chunks), values, strict=True):
+            try:
+                blosc.decompress(coded, out)
+            except (RuntimeError, ValueError) as error:
+                raise StoreError(f"{self._where(chunk)}: cannot be decompressed: {error}") from error
+        places = {chunk: place for place, chunk in enumerate(chunks)}
+        first = [places[start // rows] * rows + start % rows for start in starts]
+        runs = Runs(values.reshape(-1, *self.shape[1:]), np.array(first))
+        if _holds(values, self._fill):
+            self._check_written(runs, starts, count)
+        return runs
+
+    def _check_written(self, runs: Runs, starts: Sequence[int], count: int) -> None:
+        """Beyond the array's end, chunks hold the fill value; the runs themselves must not."""
+        for start, first in zip(starts, runs.first.tolist(), strict=True):
+            run = runs.values[first : first + count]
+            unwritten = np.isnan(run) if np.isnan(self._fill) else run == self._fill
+            if unwritten.any():
+                row = start + int(np.argwhere(unwritten)[0][0])
+                raise StoreError(f"{self.path}[{row}]: holds the fill value: it was not written")
 
     def _where(self, chunk: int) -> str:
         rows = self.layout.chunk
         return f"{self.path}[{chunk * rows}:{min((chunk + 1) * rows, self.shape[0])}]"
 
-    def _coded(self, chunks: Sequence[int]) -> Iterable[tuple[int, bytes]]:
-        """The chunks' coded bytes, without their checksums; neighbours in a file are read in one go."""
+    def _coded(self, chunks: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+        """The chunks' coded bytes, checked, without their checksums; neighbours in a file are read in one go."""
         per_file = self.layout.chunks_per_file
         places: list[tuple[_ChunkFile, int, int, int]] = []  # file, offset, end, chunk
-        for chunk in chunks:
-            file = self._files.open(f"{self.path}/c/{chunk // per_file}{self._inner}", per_file)
-            offset, length = file.index[chunk % per_file].tolist()
-            if offset == length == _MISSING:
-                raise StoreError(f"{self._where(chunk)}: is missing: it was not written")
-            if length < _BLOSC_HEADER + _CRC or offset + length > file.data_bytes:
-                raise StoreError(f"{self._where(chunk)}: lies at bytes {offset}:{offset + length}, outside {file.path}")
-            places.append((file, offset, offset + length, chunk))
+        for number, of_file in itertools.groupby(chunks, lambda chunk: chunk // per_file):
+            file = self._files.open(f"{self.path}/c/{number}{self._inner}", per_file)
+            for chunk in of_file:
+                offset, length = _INDEX_ENTRY.unpack_from(file.index, chunk % per_file * _INDEX_ENTRY.size)
+                if offset == length == _MISSING:
+                    raise StoreError(f"{self._where(chunk)}: is missing: it was not written")
+                if length < _BLOSC_HEADER + _CRC or offset + length > file.data_bytes:
+                    end = offset + length
+                    raise StoreError(f"{self._where(chunk)}: lies at bytes {offset}:{end}, outside {file.path}")
+                places.append((file, offset, offset + length, chunk))
         first = 0
         while first < len(places):
             file, begin, end, _ = places[first]
@@ -170,17 +187,11 @@ class ArrayReader:
                 coded = data[low - begin : high - begin]
                 if not _sound(coded):
                     raise StoreError(f"{self._where(chunk)}: its checksum is wrong: {file.path} is damaged")
-                yield chunk, coded[:-_CRC]
+                (size,) = _NUMBER.unpack_from(coded.data, _DECODED_SIZE_AT)
+                if size != self._chunk_bytes:
+                    raise StoreError(f"{self._where(chunk)}: holds {size} bytes, must hold {self._chunk_bytes}")
+                yield coded[:-_CRC]
             first = last
-
-    def _decode(self, chunk: int, coded: bytes, out: NDArray[Any]) -> None:
-        size = int.from_bytes(coded[4:8], "little")
-        if size != self._chunk_bytes:
-            raise StoreError(f"{self._where(chunk)}: holds {size} bytes, must hold {self._chunk_bytes}")
-        try:
-            blosc.decompress(coded, out)
-        except (RuntimeError, ValueError) as error:
-            raise StoreError(f"{self._where(chunk)}: cannot be decompressed: {error}") from error
 
 
 class ShardReader:
@@ -249,9 +260,10 @@ def _holds(values: NDArray[Any], fill: float) -> bool:
     return bool(values.max() == fill if fill > 0 else values.min() == fill)
 
 
-def _sound(data: bytes) -> bool:
+def _sound(data: NDArray[np.uint8]) -> bool:
     """Whether data ends with the crc32c of the rest."""
-    return bool(google_crc32c.value(data[:-_CRC]) == int.from_bytes(data[-_CRC:], "little"))
+    (crc,) = _NUMBER.unpack_from(data.data, len(data) - _CRC)
+    return bool(google_crc32c.value(data[:-_CRC]) == crc)
 
 
 def _metadata(folder: Path, node_type: str) -> dict[str, Any]:

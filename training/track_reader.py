@@ -8,15 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from data_specs.encoding import decode_flow
 from data_specs.failures import Failure, read_failures
-from data_specs.schema import UNIT_PX
 from data_specs.track_store import StoreError, TrackStore
-from training.shard_reader import OpenFiles, ShardReader
+from training.shard_reader import OpenFiles, Runs, ShardReader
+from training.stored_rows import StoredRows, compile_steps
 from training.video_table import VideoRecord, VideoTable, join_tables, shard_table
 
 __all__ = ["TrackField", "TrackReader", "VideoRecord", "VideoTable"]
@@ -89,7 +88,7 @@ class TrackReader:
         self.failed.sort(key=lambda failure: failure.index)
         self.videos: VideoTable = join_tables(tables)
         # compiles here, once, what the workers would all compile at the same time
-        _steps(np.zeros((0, 1, 1, 2), np.int16), np.zeros((0, 1, 2), np.bool_), np.zeros((0, 1, 3, 3)), 1, 1, 1)
+        compile_steps()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_shards": {}}
@@ -111,55 +110,85 @@ class TrackReader:
         displacements without the camera's part, G⁻¹ p(k + 1) − p(k), or the positions' own, p(k + 1) − p(k).
         Raises ValueError for what the store does not have, StoreError for what of it cannot be read.
         """
+        steps = self.info.recipe.length if length is None else length
+        stored = self.stored_rows(
+            video, frames, hog=hog, descriptors=descriptors, remove_camera=remove_camera, length=steps
+        )
+        fields: list[TrackField | None] = [None] * len(frames)
+        if stored is None:
+            return fields
+        moved, _ = stored.steps(steps)
+        points = stored.grid[0] * stored.grid[1]
+        for row, asked in enumerate(stored.asked.tolist()):
+
+            def of(runs: Runs, row: int = row) -> NDArray[Any]:
+                first = int(runs.first[row])
+                values = runs.values[first : first + points]
+                return values.reshape(*stored.grid, *values.shape[1:])
+
+            field: dict[str, Any] = {name: of(runs) for name, runs in stored.points.items()}
+            for name in ("hog", "hof", "mbh"):
+                if name in field:
+                    field[f"{name}_codes"] = field.pop(name)
+                    field[f"{name}_scale"] = float(stored.scales[name][row])
+            if "hog_codes" in field:
+                field["hog_codes"] = field["hog_codes"][:, :, :steps]
+            if "flow" in field:
+                field["flow"] = decode_flow(field["flow"])
+            fields[asked] = TrackField(of(moved), of(stored.valid)[:, :, : steps + 1], **field)
+        return fields
+
+    def stored_rows(
+        self,
+        video: VideoRecord,
+        frames: Sequence[int],
+        *,
+        hog: bool,
+        descriptors: Sequence[str] = (),
+        remove_camera: bool = True,
+        length: int | None = None,
+    ) -> StoredRows | None:
+        """What `rows` gives, in the store's own coding and in one piece, for whoever needs but a part of the grid.
+
+        None where in none of `frames` a trajectory begins; arguments and errors are those of `rows`.
+        """
         recipe = self.info.recipe
-        steps = recipe.length if length is None else length
-        self._check_request(hog, descriptors, remove_camera, steps)
+        self._check_request(hog, descriptors, remove_camera, recipe.length if length is None else length)
         place = self.videos.find(video)
-        stride = self._start_stride
-        found = [f // stride if f % stride == 0 and 0 <= f // stride < video.num_starts else -1 for f in frames]
-        present = sorted({row for row in found if row >= 0})
-        if not present:
-            return [None] * len(found)
+        stride, begins = self._start_stride, video.num_starts
+        found = [(n, f // stride) for n, f in enumerate(frames) if f % stride == 0 and 0 <= f // stride < begins]
+        if not found:
+            return None
         first_start, first_point = int(self.videos.first_start[place]), int(self.videos.first_point[place])
         rows, columns = self.videos.grid_size[place].tolist()
-        reader, points = self._shard(video.shard), rows * columns
+        reader, count = self._shard(video.shard), rows * columns
+        of_points = [first_point + row * count for _, row in found]
+        of_rows = [first_start + row for _, row in found]
 
-        def of_points(name: str) -> NDArray[Any]:
-            return reader.array(name).read_blocks([first_point + row * points for row in present], points)
+        def read(name: str) -> Runs:
+            return reader.array(name).read_runs(of_points, count)
 
-        def of_rows(name: str) -> NDArray[Any]:
-            low = first_start + present[0]
-            picked: NDArray[Any] = reader.read(name, low, first_start + present[-1] + 1)[np.array(present) - present[0]]
-            return picked
+        def read_scales(name: str) -> NDArray[np.float32]:
+            values, first = reader.array(f"start/{name}_scale").read_runs(of_rows, 1)
+            return np.asarray(values[first])
 
-        valid = _flags(of_points("valid"), reader, "valid")
-        inverse = None
+        homography = None
         if remove_camera and recipe.positions_in == "image":
-            try:
-                inverse = np.linalg.inv(of_rows("camera/homography")[:, :steps].astype(np.float64))
-            except np.linalg.LinAlgError as error:
-                raise StoreError(f"{reader.path}/camera/homography: of {video.path}: {error}") from error
-        moved = _steps(of_points("displacement"), valid, inverse, columns, recipe.grid_stride, steps)
-        grid = (len(present), rows, columns)
-        fields: dict[str, Any] = {
-            "displacement": moved.reshape(*grid, steps, 2),
-            "valid": valid.reshape(*grid, -1)[..., : steps + 1],
-        }
-        if hog:
-            fields["hog_codes"] = of_points("hog").reshape(*grid, recipe.length, -1)[..., :steps, :]
-            fields["hog_scale"] = of_rows("start/hog_scale").tolist()
+            homography = reader.array("camera/homography").read_runs(of_rows, 1)
+        points = {name: read(name) for name in (*(["hog"] if hog else []), *descriptors)}
         if descriptors:
-            fields["cell_measured"] = _flags(of_points("cell_measured"), reader, "cell_measured").reshape(grid)
-        if "flow" in descriptors:
-            fields["flow"] = decode_flow(of_points("flow")).reshape(*grid, 2)
-        for name, shape in (("hof", (9,)), ("mbh", (2, 8))):
-            if name in descriptors:
-                fields[f"{name}_codes"] = of_points(name).reshape(*grid, *shape)
-                fields[f"{name}_scale"] = of_rows(f"start/{name}_scale").tolist()
-        made = {
-            row: TrackField(**{name: values[i] for name, values in fields.items()}) for i, row in enumerate(present)
-        }
-        return [made.get(row) for row in found]
+            points["cell_measured"] = _read_flags(reader, "cell_measured", of_points, count)
+        return StoredRows(
+            place=f"{reader.path}/camera/homography: of {video.path}",
+            grid=(rows, columns),
+            grid_stride=recipe.grid_stride,
+            asked=np.array([n for n, _ in found]),
+            displacement=read("displacement"),
+            valid=_read_flags(reader, "valid", of_points, count),
+            homography=homography,
+            points=points,
+            scales={name: read_scales(name) for name in points if name in ("hog", "hof", "mbh")},
+        )
 
     def _check_request(self, hog: bool, descriptors: Sequence[str], remove_camera: bool, steps: int) -> None:
         recipe = self.info.recipe
@@ -201,58 +230,11 @@ class TrackReader:
         return found
 
 
-def _flags(values: NDArray[np.uint8], reader: ShardReader, name: str) -> NDArray[np.bool_]:
-    """The same bytes as truth values."""
-    if values.max(initial=0) > 1:
-        raise StoreError(f"{reader.path}/{name}: holds {values.max()}, must be 0 or 1")
-    return values.view(np.bool_)
-
-
-def _steps(
-    displacement: NDArray[np.int16],
-    valid: NDArray[np.bool_],
-    inverse: NDArray[np.float64] | None,
-    columns: int,
-    stride: int,
-    steps: int,
-) -> NDArray[np.float32]:
-    """Displacements in pixels, float32 (R, N, steps, 2), of R start rows of N points, row-major on the same grid.
-
-    displacement: (R, N, L, 2) in stored units. valid: (R, N, L + 1). inverse: G⁻¹ of each step, (R, steps, 3, 3), to
-    take the camera out, or None to leave the steps as they are.
-    """
-    if inverse is None:
-        inverse = np.zeros((0, 0, 3, 3))
-    moved = np.empty((*displacement.shape[:2], steps, 2), np.float32)
-    _fill_steps(displacement, valid, inverse, columns, stride, moved)
-    return moved
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _fill_steps(
-    displacement: NDArray[np.int16],
-    valid: NDArray[np.bool_],
-    inverse: NDArray[np.float64],
-    columns: int,
-    stride: int,
-    moved: NDArray[np.float32],
-) -> None:
-    """Fill `moved`; see `_steps`. In double precision: a position is far larger than what a still point moves by."""
-    rows, points, steps, _ = moved.shape
-    compensate = len(inverse) > 0
-    for r in range(rows):
-        for n in range(points):
-            x = stride * (n % columns) + (stride - 1) / 2
-            y = stride * (n // columns) + (stride - 1) / 2
-            for k in range(steps):
-                dx, dy = displacement[r, n, k, 0] * UNIT_PX, displacement[r, n, k, 1] * UNIT_PX
-                next_x, next_y = x + dx, y + dy
-                if not (valid[r, n, k] and valid[r, n, k + 1]):
-                    dx, dy = 0.0, 0.0
-                elif compensate:
-                    g = inverse[r, k]
-                    scale = 1 / (g[2, 0] * next_x + g[2, 1] * next_y + g[2, 2])
-                    dx = (g[0, 0] * next_x + g[0, 1] * next_y + g[0, 2]) * scale - x
-                    dy = (g[1, 0] * next_x + g[1, 1] * next_y + g[1, 2]) * scale - y
-                moved[r, n, k, 0], moved[r, n, k, 1] = dx, dy
-                x, y = next_x, next_y
+def _read_flags(reader: ShardReader, name: str, starts: Sequence[int], count: int) -> Runs:
+    """Runs of an array of truth values, which are stored as bytes."""
+    values, first = reader.array(name).read_runs(starts, count)
+    if values.max(initial=0) > 1:  # it may be the fill value that follows the array's end
+        for run in (values[n : n + count] for n in first.tolist()):
+            if run.max() > 1:
+                raise StoreError(f"{reader.path}/{name}: holds {run.max()}, must be 0 or 1")
+    return Runs(values.view(np.bool_), first)
