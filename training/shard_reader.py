@@ -177,6 +177,9 @@ class ArrayReader:
         size = int.from_bytes(coded[4:8], "little")
         if size != self._chunk_bytes:
             raise StoreError(f"{self._where(chunk)}: holds {size} bytes, must hold {self._chunk_bytes}")
+        claimed = int.from_bytes(coded[12:16], "little")
+        if claimed != len(coded):  # blosc would read on behind them
+            raise StoreError(f"{self._where(chunk)}: has {len(coded)} coded bytes, its header says {claimed}")
         try:
             blosc.decompress(coded, out)
         except (RuntimeError, ValueError) as error:
