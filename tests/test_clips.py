@@ -64,11 +64,11 @@ def root(tmp_path_factory):
     return folder
 
 
-def extracted(root, out, **fields):
+def extracted(root, out, shards=2, **fields):
     text = "extends: mme-object\nname: test\nflow: tvl1-fast\nstart_stride: 4\n"
     recipe = out.with_suffix(".yaml")
     recipe.write_text(text + "".join(f"{k}: {v}\n" for k, v in fields.items()), encoding="utf-8")
-    options = ["--shards", "2", "--recipe", str(recipe), "--out", str(out), "--executor", "local"]
+    options = ["--shards", str(shards), "--recipe", str(recipe), "--out", str(out), "--executor", "local"]
     assert extract(["--dataset", str(root / "list.txt"), "--root", str(root), *options]) == 0
     return out
 
@@ -198,6 +198,47 @@ def test_the_video_in_the_mirror_has_the_mirrored_targets(dataset):
     for name in ("flow", "hof", "mbh"):
         size = np.abs(b[name][cells]).mean()
         assert np.abs(a[name] - b[name])[cells].mean() < 0.25 * size, name
+
+
+class Seen:
+    """A scene through a view, made with OpenCV, as far as `write_clip` looks at it."""
+
+    def __init__(self, scene, view):
+        self.scene, self.view, self.size = scene, view, view.size
+
+    def render(self, t):
+        v = self.view
+        crop = self.scene.render(t)[v.top : v.top + v.height, v.left : v.left + v.width]
+        shown = cv2.resize(crop, v.size[::-1], interpolation=cv2.INTER_AREA)
+        return np.ascontiguousarray(shown[:, ::-1] if v.flip else shown)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_tracks_of_the_transformed_video_are_the_transformed_tracks(dataset, tmp_path, flip):
+    """80 x 128 pixels, resized to 96 x 96: extracted from such a video, or from the whole one and then transformed."""
+    view = View(top=16, left=20, height=80, width=128, size=(96, 96), flip=flip)
+    write_clip(tmp_path / "seen.avi", Seen(SCENE, view), 16)
+    (tmp_path / "list.txt").write_text("seen.avi", encoding="utf-8")
+    of_seen = ClipDataset(extracted(tmp_path, tmp_path / "s.tracks", shards=1), tmp_path, RECIPE)
+    times = [0, 4, 8, 12]  # of two tubelets
+    a = motion_of(dataset, video_called(dataset, "scene.avi"), times, view)
+    whole = View(top=0, left=0, height=96, width=96, size=(96, 96))
+    b = motion_of(of_seen, video_called(of_seen, "seen.avi"), times, whole)
+    both = a["displacement_valid"] & b["displacement_valid"]
+    assert both.mean() > 0.8
+    found, expected = a["displacement"][both], b["displacement"][both]
+    moving = np.linalg.norm(expected, axis=-1) > 0.7
+    assert moving.sum() > 500
+    error = np.median(np.linalg.norm(found - expected, axis=-1)[moving])
+    assert error < 0.2, "either flow is some hundredths of a pixel off, and the smaller picture has less detail"
+    unscaled = found / np.array(view.scale)
+    for what, other in [
+        ("not scaled", unscaled),
+        ("scaled by the other axis", unscaled * np.array(view.scale[::-1])),
+        ("mirrored once too often", found * [-1, 1]),
+        ("x and y swapped", found[:, ::-1]),
+    ]:
+        assert np.median(np.linalg.norm(other - expected, axis=-1)[moving]) > 1.5 * error, what
 
 
 def test_frames_and_motion_are_of_the_same_view(dataset):
