@@ -16,6 +16,7 @@ from data_specs.scene import Disc, Scene, Texture, moving
 from data_specs.view import View
 from extraction.cli import main as extract
 from training.clips import ClipDataset, Skipped, clip_loader
+from training.image_hog import image_hog
 from training.recipe import HeadOptions, PretrainRecipe
 from training.resampling import view_points
 from training.store_fit import StoreFitError
@@ -239,6 +240,26 @@ def test_tracks_of_the_transformed_video_are_the_transformed_tracks(dataset, tmp
         ("x and y swapped", found[:, ::-1]),
     ]:
         assert np.median(np.linalg.norm(other - expected, axis=-1)[moving]) > 1.5 * error, what
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_histograms_are_those_of_the_frames_shown_and_in_their_unit(dataset, flip):
+    """Where the view's grid is the store's and nothing is resized: the mean over the 8 x 8 pixels around each point."""
+    video = video_called(dataset, "scene.avi")
+    view = View(top=8, left=24, height=96, width=96, size=(96, 96), flip=flip)
+    motion = motion_of(dataset, video, [8, 12], view)
+    whole = View(top=0, left=0, height=112, width=160, size=(112, 160), flip=flip)
+    with ClipFrames(dataset.root / video.path, source_size=(112, 160), num_frames=44, short_side=256) as reader:
+        frame = torch.from_numpy(reader.read([8], whole))[None]
+    pixels = image_hog(frame, cell=1)[0, 0]  # (112, 160, colour, 9)
+    strongest = pixels.sum(-1).argmax(-1)[..., None, None].expand(-1, -1, 1, 9)
+    of_pixels = pixels.gather(2, strongest)[:, :, 0]
+    left = 160 - 24 - 96 if flip else 24
+    expected = of_pixels[8:104, left : left + 96].reshape(12, 8, 12, 8, 9).mean((1, 3)).numpy()
+    valid = motion["trajectory_hog_valid"][0, :, :, 0]
+    assert valid.mean() > 0.95
+    error = np.abs(motion["trajectory_hog"][0, :, :, 0] - expected)[valid]
+    assert error.mean() < 0.01 * expected.mean(), "254 levels of the square root"
 
 
 def test_frames_and_motion_are_of_the_same_view(dataset):
