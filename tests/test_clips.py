@@ -2,17 +2,21 @@
 
 import dataclasses
 import itertools
+import multiprocessing
 import pickle
+import shutil
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from stores import only_file
 
 from data_specs.clip_frames import ClipFrames
 from data_specs.demo_clips import write_clip
 from data_specs.geometry import apply_homography
 from data_specs.scene import Disc, Scene, Texture, moving
+from data_specs.track_store import StoreError
 from data_specs.view import View
 from extraction.cli import main as extract
 from training.clips import ClipDataset, Skipped, clip_loader
@@ -384,6 +388,26 @@ def test_an_unreadable_video_is_skipped_by_name_and_nothing_takes_its_place(root
     assert "no such file" in reasons["tall.avi"]
     assert "VideoChangedError" in reasons["short.avi"]
     assert isinstance(pickle.loads(pickle.dumps(batch["skipped"][0])), Skipped)
+
+
+def test_a_damaged_store_stops_the_loader_and_its_workers(root, store, tmp_path):
+    """The workers ignore the signals by which Python ends what is left of them, and would keep it from ending."""
+    damaged = shutil.copytree(store, tmp_path / "s")
+    for shard in (damaged / "shards").iterdir():
+        only_file(shard / "hog").unlink()
+    before = set(multiprocessing.active_children())
+    loader = iter(clip_loader(ClipDataset(damaged, root, RECIPE), batch_size=2, workers=2))
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    with pytest.raises(StoreError, match=r"hog/c/.*: cannot be opened") as caught:
+        next(loader)
+    assert not set(multiprocessing.active_children()) - before
+    assert caught.value.__traceback__ is not None  # the error is still held, as it is where nobody catches it
+
+
+def test_a_mask_without_a_token_is_refused_before_anything_is_read(root, store):
+    recipe = dataclasses.replace(RECIPE, heads={"pixels": HeadOptions()}, input_size=16)
+    with pytest.raises(ValueError, match="4 visible and 0 predicted of the 4 x 1 x 1 tokens"):
+        ClipDataset(store, root, recipe)
 
 
 def test_an_incomplete_store_is_refused_unless_allowed(root, store, tmp_path):
