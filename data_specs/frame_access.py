@@ -163,14 +163,14 @@ class FrameAccess:
         """Decode packets first ... last; raise _UnsoundOrderError where a frame is missing, damaged or out of order."""
         needed = {int(self._place[rank]) for rank in wanted}
         can_skip = self._decoder.name in _CAN_SKIP
-        left, latest = set(wanted), -1
+        left, latest, damaged = set(wanted), -1, False
         for picture in self._decode(first, last, needed if can_skip else None):
             rank = self._rank.get(cast(int, picture.pts))
             if rank is None or rank <= latest:
                 raise _UnsoundOrderError(f"a frame with time stamp {picture.pts} after frame {latest}")
-            latest = rank
+            latest, damaged = rank, _is_damaged(picture, damaged)
             if rank in left:
-                if picture.is_corrupt:
+                if damaged:
                     raise _UnsoundOrderError(f"frame {rank} is damaged")
                 left.remove(rank)
                 yield rank, picture
@@ -179,10 +179,13 @@ class FrameAccess:
 
     def _count(self, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """Decode from the start and count; to the end, and the number of frames is checked, if it was not before."""
-        remaining, rank = set(wanted), -1
+        remaining, rank, damaged = set(wanted), -1, False
         try:
             for rank, picture in enumerate(self._decode(0, None, None)):
+                damaged = _is_damaged(picture, damaged)
                 if rank in remaining:
+                    if damaged:
+                        raise BrokenFrameError(f"frame {rank} is damaged")
                     remaining.remove(rank)
                     yield rank, picture
                 if self._counted and not remaining:
@@ -238,3 +241,8 @@ class FrameAccess:
         for packet in self._container.demux(self._stream):
             if packet.size:
                 yield packet
+
+
+def _is_damaged(picture: av.VideoFrame, before: bool) -> bool:
+    """Whether a frame is damaged; `before`: whether the one shown before it is. Damage lasts until a key frame."""
+    return picture.is_corrupt or (before and not picture.key_frame)

@@ -227,6 +227,28 @@ def test_damage_is_an_error(tmp_path):
             ClipFrames(tmp_path / name, source_size=(64, 96), num_frames=60, short_side=None)
 
 
+@pytest.mark.parametrize(("codec", "name"), [("libx264", "v.mp4"), ("libx264", "v.avi"), ("mpeg4", "v.avi")])
+def test_frames_that_the_decoder_patches_up_are_errors_until_the_next_key_frame(tmp_path, codec, name):
+    """By timestamp and counted: a damaged frame is neither shown nor are those shown that are predicted from it."""
+    frames = sliding_frames(60, 96, 144)
+    path = write_video(tmp_path / name, frames, codec, "yuv420p", {"g": "20", "bf": "0", "sc_threshold": "0"})
+    with av.open(str(path)) as container:
+        packets = [(p.pos, p.size, p.is_keyframe) for p in container.demux(container.streams.video[0]) if p.size]
+    assert [n for n, packet in enumerate(packets) if packet[2]] == [0, 20, 40]
+    data = bytearray(path.read_bytes())
+    pos, size, _ = packets[30]
+    data[pos + size // 2 : pos + size - 8] = bytes(255 - x for x in data[pos + size // 2 : pos + size - 8])
+    path.write_bytes(data)
+    view = whole_view((96, 144))
+    with opened(path, frames) as access:
+        for index in (30, 33, 39):
+            with pytest.raises(VideoDecodeError, match=f"frame {index} is damaged"):
+                access.read([index], view)
+    for index in (5, 29, 40, 59):  # the rest of the video is as it was
+        with opened(path, frames) as access:
+            np.testing.assert_array_equal(access.read([index], view)[0], list(Video(path, None))[index])
+
+
 def test_frames_and_crops_that_there_are_not(tmp_path):
     frames = noise_frames(5, 48, 80)
     access = opened(write_video(tmp_path / "v.mkv", frames), frames, 24)

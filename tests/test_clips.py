@@ -2,20 +2,25 @@
 
 import dataclasses
 import itertools
+import multiprocessing
 import pickle
+import shutil
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from stores import only_file
 
 from data_specs.clip_frames import ClipFrames
 from data_specs.demo_clips import write_clip
 from data_specs.geometry import apply_homography
 from data_specs.scene import Disc, Scene, Texture, moving
+from data_specs.track_store import StoreError
 from data_specs.view import View
 from extraction.cli import main as extract
 from training.clips import ClipDataset, Skipped, clip_loader
+from training.image_hog import image_hog
 from training.recipe import HeadOptions, PretrainRecipe
 from training.resampling import view_points
 from training.store_fit import StoreFitError
@@ -64,11 +69,11 @@ def root(tmp_path_factory):
     return folder
 
 
-def extracted(root, out, **fields):
+def extracted(root, out, shards=2, **fields):
     text = "extends: mme-object\nname: test\nflow: tvl1-fast\nstart_stride: 4\n"
     recipe = out.with_suffix(".yaml")
     recipe.write_text(text + "".join(f"{k}: {v}\n" for k, v in fields.items()), encoding="utf-8")
-    options = ["--shards", "2", "--recipe", str(recipe), "--out", str(out), "--executor", "local"]
+    options = ["--shards", str(shards), "--recipe", str(recipe), "--out", str(out), "--executor", "local"]
     assert extract(["--dataset", str(root / "list.txt"), "--root", str(root), *options]) == 0
     return out
 
@@ -198,6 +203,67 @@ def test_the_video_in_the_mirror_has_the_mirrored_targets(dataset):
     for name in ("flow", "hof", "mbh"):
         size = np.abs(b[name][cells]).mean()
         assert np.abs(a[name] - b[name])[cells].mean() < 0.25 * size, name
+
+
+class Seen:
+    """A scene through a view, made with OpenCV, as far as `write_clip` looks at it."""
+
+    def __init__(self, scene, view):
+        self.scene, self.view, self.size = scene, view, view.size
+
+    def render(self, t):
+        v = self.view
+        crop = self.scene.render(t)[v.top : v.top + v.height, v.left : v.left + v.width]
+        shown = cv2.resize(crop, v.size[::-1], interpolation=cv2.INTER_AREA)
+        return np.ascontiguousarray(shown[:, ::-1] if v.flip else shown)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_tracks_of_the_transformed_video_are_the_transformed_tracks(dataset, tmp_path, flip):
+    """80 x 128 pixels, resized to 96 x 96: extracted from such a video, or from the whole one and then transformed."""
+    view = View(top=16, left=20, height=80, width=128, size=(96, 96), flip=flip)
+    write_clip(tmp_path / "seen.avi", Seen(SCENE, view), 16)
+    (tmp_path / "list.txt").write_text("seen.avi", encoding="utf-8")
+    of_seen = ClipDataset(extracted(tmp_path, tmp_path / "s.tracks", shards=1), tmp_path, RECIPE)
+    times = [0, 4, 8, 12]  # of two tubelets
+    a = motion_of(dataset, video_called(dataset, "scene.avi"), times, view)
+    whole = View(top=0, left=0, height=96, width=96, size=(96, 96))
+    b = motion_of(of_seen, video_called(of_seen, "seen.avi"), times, whole)
+    both = a["displacement_valid"] & b["displacement_valid"]
+    assert both.mean() > 0.8
+    found, expected = a["displacement"][both], b["displacement"][both]
+    moving = np.linalg.norm(expected, axis=-1) > 0.7
+    assert moving.sum() > 500
+    error = np.median(np.linalg.norm(found - expected, axis=-1)[moving])
+    assert error < 0.2, "either flow is some hundredths of a pixel off, and the smaller picture has less detail"
+    unscaled = found / np.array(view.scale)
+    for what, other in [
+        ("not scaled", unscaled),
+        ("scaled by the other axis", unscaled * np.array(view.scale[::-1])),
+        ("mirrored once too often", found * [-1, 1]),
+        ("x and y swapped", found[:, ::-1]),
+    ]:
+        assert np.median(np.linalg.norm(other - expected, axis=-1)[moving]) > 1.5 * error, what
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_histograms_are_those_of_the_frames_shown_and_in_their_unit(dataset, flip):
+    """Where the view's grid is the store's and nothing is resized: the mean over the 8 x 8 pixels around each point."""
+    video = video_called(dataset, "scene.avi")
+    view = View(top=8, left=24, height=96, width=96, size=(96, 96), flip=flip)
+    motion = motion_of(dataset, video, [8, 12], view)
+    whole = View(top=0, left=0, height=112, width=160, size=(112, 160), flip=flip)
+    with ClipFrames(dataset.root / video.path, source_size=(112, 160), num_frames=44, short_side=256) as reader:
+        frame = torch.from_numpy(reader.read([8], whole))[None]
+    pixels = image_hog(frame, cell=1)[0, 0]  # (112, 160, colour, 9)
+    strongest = pixels.sum(-1).argmax(-1)[..., None, None].expand(-1, -1, 1, 9)
+    of_pixels = pixels.gather(2, strongest)[:, :, 0]
+    left = 160 - 24 - 96 if flip else 24
+    expected = of_pixels[8:104, left : left + 96].reshape(12, 8, 12, 8, 9).mean((1, 3)).numpy()
+    valid = motion["trajectory_hog_valid"][0, :, :, 0]
+    assert valid.mean() > 0.95
+    error = np.abs(motion["trajectory_hog"][0, :, :, 0] - expected)[valid]
+    assert error.mean() < 0.01 * expected.mean(), "254 levels of the square root"
 
 
 def test_frames_and_motion_are_of_the_same_view(dataset):
@@ -346,6 +412,26 @@ def test_an_unreadable_video_is_skipped_by_name_and_nothing_takes_its_place(root
     assert "no such file" in reasons["tall.avi"]
     assert "VideoChangedError" in reasons["short.avi"]
     assert isinstance(pickle.loads(pickle.dumps(batch["skipped"][0])), Skipped)
+
+
+def test_a_damaged_store_stops_the_loader_and_its_workers(root, store, tmp_path):
+    """The workers ignore the signals by which Python ends what is left of them, and would keep it from ending."""
+    damaged = shutil.copytree(store, tmp_path / "s")
+    for shard in (damaged / "shards").iterdir():
+        only_file(shard / "hog").unlink()
+    before = set(multiprocessing.active_children())
+    loader = iter(clip_loader(ClipDataset(damaged, root, RECIPE), batch_size=2, workers=2))
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    with pytest.raises(StoreError, match=r"hog/c/.*: cannot be opened") as caught:
+        next(loader)
+    assert not set(multiprocessing.active_children()) - before
+    assert caught.value.__traceback__ is not None  # the error is still held, as it is where nobody catches it
+
+
+def test_a_mask_without_a_token_is_refused_before_anything_is_read(root, store):
+    recipe = dataclasses.replace(RECIPE, heads={"pixels": HeadOptions()}, input_size=16)
+    with pytest.raises(ValueError, match="4 visible and 0 predicted of the 4 x 1 x 1 tokens"):
+        ClipDataset(store, root, recipe)
 
 
 def test_an_incomplete_store_is_refused_unless_allowed(root, store, tmp_path):

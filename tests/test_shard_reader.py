@@ -144,6 +144,22 @@ def test_each_flipped_bit_of_a_file_is_found(tmp_path):
             ArrayReader(tmp_path / "a", SPEC, OpenFiles()).read(0, 7)
 
 
+def test_a_header_that_claims_more_bytes_than_there_are_is_refused(tmp_path):
+    """With sound checksums, as one who means harm would write it: blosc itself reads on behind the chunk."""
+    write_array(tmp_path / "a", length=7, shards=(7, 3, 2))
+    file = stores.only_file(tmp_path / "a")
+    data = file.read_bytes()
+    offset, length = np.frombuffer(data[-20:-4], "<u8").tolist()
+    chunk = bytearray(data[offset : offset + length - 4])
+    assert int.from_bytes(chunk[12:16], "little") == len(chunk)
+    chunk[12:16] = (len(chunk) + 4096).to_bytes(4, "little")
+    file.write_bytes(data[:offset] + with_crc32c(bytes(chunk)) + data[offset + length :])
+    with pytest.raises(
+        StoreError, match=rf"a\[0:7\]: has {len(chunk)} coded bytes, its header says {len(chunk) + 4096}"
+    ):
+        ArrayReader(tmp_path / "a", SPEC, OpenFiles()).read(0, 7)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.002, 0.5, 0.999])
 def test_a_truncated_file_is_found(shard, recipe, share):
     file = stores.only_file(shard / "hog")

@@ -208,6 +208,17 @@ def test_merged_trajectories():
         np.testing.assert_allclose(hog[b, n, 0][hog_valid], expected, atol=1e-6)
 
 
+def test_which_trajectory_is_the_longest_is_not_the_other_clips_affair():
+    """A batch of one has the targets that the clip has beside another one, in which something moves very fast."""
+    options = recipe(normalise="none", merge="longest")
+    batch = make_batch(valid_share=1.1)
+    batch["displacement"][:] = torch.rand(batch["displacement"].shape, generator=torch.Generator().manual_seed(2)) / 50
+    batch["displacement"][1] *= 1e6
+    together = compute_targets(batch, options)["displacement"].values[0]
+    alone = compute_targets({name: values[:1] for name, values in batch.items()}, options)["displacement"].values[0]
+    torch.testing.assert_close(together, alone, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("normalise", ["patch", "none", "clip", "patch-floor"])
 @pytest.mark.parametrize("name", ["displacement", "trajectory_hog", "pixels", "hog", "flow", "hof", "mbh"])
 def test_denormalising_gives_the_raw_values_back(name, normalise):
@@ -295,6 +306,14 @@ def test_shipped_recipes_load_and_survive_json(name):
         ({"heads": {"wheels": {}}}, "wheels"),
         ({"crop_scales": [1.5]}, "crop_scales"),
         ({"anchoring": "frame"}, "anchoring"),
+        ({"anchoring": "clip", "shuffle_frames": True}, "shuffle_frames"),
+        ({"anchoring": "clip", "trajectory_length": 3}, "trajectory_length"),
+        ({"heads": {"hog": {}}, "patch": 12, "input_size": 96}, "patch is 12.*multiple of 8"),
+        ({"hog_l2": True}, "hog_l2"),
+        ({"heads": {"pixels": {}}, "merge": "mean", "trajectory_length": 3}, "trajectory_length, merge: only"),
+        ({"heads": {"flow": {}}, "remove_camera": False}, "remove_camera"),
+        ({"clip_grad": 0.0}, "clip_grad is 0.0"),
+        ({"base_lr": -1e-4}, "base_lr is -0.0001"),
     ],
 )
 def test_wrong_recipes_are_refused_by_field_and_value(fields, message):

@@ -251,6 +251,19 @@ def set_to(place, value):
         ("start/frame", set_to(1, 5), "start/frame: contradicts the videos' numbers"),
         ("start/first_point", set_to(1, 5), "start/first_point: contradicts the videos' numbers"),
         ("video/grid_size", set_to((0, 0), 3), r"video/grid_size: makes \d+ points, the shard has \d+"),
+        # fields are read at places that follow from the frame's size
+        ("video/grid_size", set_to(0, (13, 9)), "video/grid_size: of a.avi: is 13x9, a frame of 72x104 has 9x13"),
+        (
+            "video/frame_size",
+            set_to(0, (144, 208)),
+            "video/frame_size: of a.avi: is 144x208, .* 72x104 is tracked at 72x104",
+        ),
+        (
+            "video/source_size",
+            set_to(0, (480, 640)),
+            "video/frame_size: of a.avi: is 72x104, .* 480x640 is tracked at 256x341",
+        ),
+        ("video/num_frames", set_to(0, 40), r"video/first_start: of a\.avi: \d+ start rows, 40 frames have \d+"),
         ("video/first_start", set_to(-1, 99), r"video/first_start: must rise from 0 to \d+"),
         ("video/index", set_to(0, 1), "its videos and failures are not those that the list has for it"),
     ],

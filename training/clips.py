@@ -7,7 +7,7 @@ Np tokens to predict.
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from data_specs.view import View
 from training.clip_motion import Arrays, ClipMotion
 from training.clip_stream import ClipStream, RankBatches, StreamClip, choose_start, rng_for
 from training.interrupts import ignore_in_worker
-from training.masks import sample_tokens
+from training.masks import sample_tokens, token_counts
 from training.multi_scale_crop import multi_scale_crop
 from training.recipe import PretrainRecipe
 from training.store_fit import StoreFitError, check_store_fits, with_dataset_defaults
@@ -75,7 +75,8 @@ class ClipDataset(Dataset[Batch]):
     Videos that failed in extraction are not part of it: they are in `reader.failed`. A clip that cannot be read now is
     left out of its batch, and named there.
 
-    Raises StoreError for a store that cannot be read, StoreFitError for one without what the recipe asks for.
+    Raises StoreError for a store that cannot be read, StoreFitError for one without what the recipe asks for,
+    ValueError for a mask that leaves no token to see or to predict.
     """
 
     def __init__(
@@ -100,6 +101,8 @@ class ClipDataset(Dataset[Batch]):
             )
         if not len(self.reader.videos):
             raise StoreFitError(f"store {store}: has no video; inspect-tracks {store} --failures says what failed")
+        # a mask that leaves no token is refused here, not in a worker
+        token_counts(self.recipe.token_grid, self.recipe.mask, self.recipe.mask_ratio, self.recipe.drop_tokens)
         self.stream = ClipStream(len(self.reader.videos), seed, clips_per_video)
         self.motion = ClipMotion(self.reader, self.recipe)
 
@@ -198,13 +201,13 @@ def clip_loader(
     workers: int = 0,
     position: int = 0,
     pin_memory: bool = False,
-) -> Iterable[Batch]:
+) -> Iterator[Batch]:
     """Endless batches of one rank: the m-th begins at position + (m * world_size + rank) * batch_size of the stream.
 
     workers: processes that read ahead; 0 reads in this one. They are started by `forkserver`, so that nothing that is
     open here is shared with them.
     """
-    return DataLoader(
+    loader = DataLoader(
         dataset,
         batch_sampler=RankBatches(dataset.stream, batch_size, rank, world_size, position),
         num_workers=workers,
@@ -212,8 +215,26 @@ def clip_loader(
         multiprocessing_context="forkserver" if workers else None,
         worker_init_fn=_start_worker if workers else None,
         pin_memory=pin_memory,
-        persistent_workers=workers > 0,
     )
+    return LoadedBatches(loader)
+
+
+class LoadedBatches(Iterator[Batch]):
+    """What a loader gives. Where one of its workers fails, all of them end before its error is raised.
+
+    They end with the loader's iterator, which the error's traceback would keep alive, and ignore SIGTERM, by which
+    Python ends processes that are left: a program that ends by such an error would wait for them for ever.
+    """
+
+    def __init__(self, loader: DataLoader[Batch]) -> None:
+        self._batches: Iterator[Batch] = iter(loader)
+
+    def __next__(self) -> Batch:
+        try:
+            return next(self._batches)
+        except Exception as error:  # noqa: BLE001 (raised again)
+            self._batches = iter(())
+            raise error.with_traceback(None) from None
 
 
 def _as_it_is(batch: Any) -> Any:

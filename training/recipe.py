@@ -18,6 +18,9 @@ Normalisation = Literal["patch", "none", "clip", "patch-floor"]
 
 STORED_HEADS = ("displacement", "trajectory_hog", "flow", "hof", "mbh")
 """Heads whose targets are read from the track store; the others' are computed from the clip's own frames."""
+TRAJECTORY_HEADS = ("displacement", "trajectory_hog")
+IMAGE_HOG_CELL = 8
+"""Side of a cell of the `hog` head in pixels of the view (MaskFeat's)."""
 _TUPLES = ("crop_scales", "betas")  # JSON has lists
 
 
@@ -145,8 +148,36 @@ class PretrainRecipe:
             problems.append(f"drop_tokens is {self.drop_tokens}, must be 0 or more and less than 1")
         if not self.crop_scales or not all(0 < scale <= 1 for scale in self.crop_scales):
             problems.append(f"crop_scales is {list(self.crop_scales)}, must name shares above 0 and up to 1")
+        if "hog" in self.heads and self.patch % IMAGE_HOG_CELL:
+            problems.append(f"patch is {self.patch}, with the head hog it must be a multiple of {IMAGE_HOG_CELL}")
+        if not self.base_lr > 0:
+            problems.append(f"base_lr is {self.base_lr}, must be more than 0")
+        if self.clip_grad is not None and not self.clip_grad > 0:
+            problems.append(f"clip_grad is {self.clip_grad}, must be more than 0; null leaves the gradient as it is")
+        problems += self._without_effect()
         if problems:
             raise RecipeError(f"recipe {self.name}: " + "; ".join(problems))
+
+    def _without_effect(self) -> list[str]:
+        """Options that ask for something which nothing else in the recipe has."""
+        found = []
+        of_trajectories = {
+            "anchoring": self.anchoring == "clip",
+            "trajectory_length": self.trajectory_length is not None,
+            "interpolate": not self.interpolate,
+            "remove_camera": not self.remove_camera,
+            "merge": self.merge != "none",
+        }
+        given = [option for option, is_given in of_trajectories.items() if is_given]
+        if given and not any(name in self.heads for name in TRAJECTORY_HEADS):
+            found.append(f"{', '.join(given)}: only {' and '.join(TRAJECTORY_HEADS)} have trajectories")
+        if self.hog_l2 and "hog" not in self.heads:
+            found.append("hog_l2 is true without the head hog")
+        if self.anchoring == "clip" and self.trajectory_length is not None:
+            found.append("trajectory_length: anchored at the clip, a token predicts one step")
+        if self.anchoring == "clip" and self.shuffle_frames:
+            found.append("shuffle_frames: anchored at the clip, trajectories run through its frames in their order")
+        return found
 
     @property
     def stored_heads(self) -> list[str]:

@@ -36,7 +36,7 @@ _GAP = 128 << 10
 _INDEX_ENTRY = struct.Struct("<QQ")
 """Offset and length of a chunk in its file, in bytes."""
 _NUMBER = struct.Struct("<I")
-_CRC, _BLOSC_HEADER, _DECODED_SIZE_AT = 4, 16, 4
+_CRC, _BLOSC_HEADER, _DECODED_SIZE_AT, _CODED_SIZE_AT = 4, 16, 4, 12
 _MISSING = (1 << 64) - 1
 
 _specs = functools.cache(array_specs)
@@ -190,6 +190,10 @@ class ArrayReader:
                 (size,) = _NUMBER.unpack_from(coded.data, _DECODED_SIZE_AT)
                 if size != self._chunk_bytes:
                     raise StoreError(f"{self._where(chunk)}: holds {size} bytes, must hold {self._chunk_bytes}")
+                (claimed,) = _NUMBER.unpack_from(coded.data, _CODED_SIZE_AT)
+                if claimed != len(coded) - _CRC:  # blosc would read on behind them
+                    said = f"has {len(coded) - _CRC} coded bytes, its header says {claimed}"
+                    raise StoreError(f"{self._where(chunk)}: {said}")
                 yield coded[:-_CRC]
             first = last
 

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from data_specs.schema import FLOW_BINS, HOG_BINS
 from training.image_hog import image_hog, middle_frames
-from training.recipe import Normalisation, PretrainRecipe, RecipeError
+from training.recipe import IMAGE_HOG_CELL, Normalisation, PretrainRecipe, RecipeError
 
-_HOG_CELL = 8  # MaskFeat's
 _EPSILON = 1e-6  # beside a standard deviation, as in VideoMAE's and MME's released codes
 
 
@@ -48,7 +47,7 @@ def head_sizes(recipe: PretrainRecipe, length: int, hog_channels: int) -> dict[s
         "displacement": recipe.trajectories * length * 2,
         "trajectory_hog": recipe.trajectories * length * HOG_BINS * hog_channels,
         "pixels": recipe.tubelet * recipe.patch**2 * 3,
-        "hog": (recipe.patch // _HOG_CELL) ** 2 * 3 * HOG_BINS,
+        "hog": (recipe.patch // IMAGE_HOG_CELL) ** 2 * 3 * HOG_BINS,
         "flow": points * 2,
         "hof": points * (FLOW_BINS + 1),
         "mbh": points * 2 * FLOW_BINS,
@@ -91,9 +90,9 @@ def _whole_clip(name: str, batch: dict[str, Any], recipe: PretrainRecipe) -> tup
         return patches, patches.new_ones((*patches.shape[:2], 1, 1))
     if name == "hog":
         cells = image_hog(
-            middle_frames(batch["frames"], recipe.tubelet), cell=_HOG_CELL, unit_length=recipe.hog_l2
+            middle_frames(batch["frames"], recipe.tubelet), cell=IMAGE_HOG_CELL, unit_length=recipe.hog_l2
         )  # (B, t, H / 8, W / 8, 3, 9)
-        grouped = _grouped(cells, recipe.patch // _HOG_CELL)
+        grouped = _grouped(cells, recipe.patch // IMAGE_HOG_CELL)
         return grouped, grouped.new_ones((*grouped.shape[:2], 1, 1, 1))
     values = _grouped(batch[name], recipe.points_per_side)
     valid = _grouped(batch["cell_valid" if name in ("flow", "hof", "mbh") else f"{name}_valid"], recipe.points_per_side)
@@ -161,7 +160,8 @@ def _merged(values: Tensor, weights: Tensor, batch: dict[str, Any], recipe: Pret
     steps = _grouped(batch["displacement"], recipe.points_per_side)
     valid = _grouped(batch["displacement_valid"], recipe.points_per_side).to(steps.dtype)
     path = (steps.norm(dim=-1) * valid).sum(-1)  # (B, N, K)
-    longest = (valid.sum(-1) * (path.amax() + 1) + path).argmax(-1)
+    whole = valid.sum(-1)
+    longest = torch.where(whole == whole.amax(-1, keepdim=True), path, path.new_tensor(-1)).argmax(-1)
     index = longest[:, :, None, None, None].expand(-1, -1, 1, *values.shape[3:])
     return values.gather(2, index), weights.gather(2, index[..., :1])
 

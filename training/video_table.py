@@ -7,6 +7,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from data_specs.geometry import grid_size, start_frames, tracked_size
 from data_specs.track_store import StoreError
 from training.shard_reader import ShardReader
 
@@ -104,6 +105,7 @@ def shard_table(reader: ShardReader, shard: int) -> dict[str, Any]:
         raise StoreError(f"{reader.path}/video/grid_size: makes {points[-1]} points, the shard has {reader.num_points}")
     table["places"] = reader.read("video/index", 0, count)
     table["ids"], table["paths"] = reader.texts()
+    _check_geometry(reader, table, num_starts)
     return table | {
         "shard": np.full(count, shard, np.int32),
         "number": np.arange(count, dtype=np.int32),
@@ -111,6 +113,35 @@ def shard_table(reader: ShardReader, shard: int) -> dict[str, Any]:
         "first_start": first[:-1],
         "first_point": points[:-1],
     }
+
+
+def _check_geometry(reader: ShardReader, table: dict[str, Any], num_starts: NDArray[np.int64]) -> None:
+    """Raise StoreError where a video's sizes and counts do not follow from one another: fields are read by them."""
+    recipe = reader.recipe
+    columns = np.column_stack(
+        [table["source_size"], table["frame_size"], table["grid_size"], table["num_frames"], num_starts]
+    )
+    distinct, first = np.unique(columns, axis=0, return_index=True)
+    for video, (*sizes, frames, starts) in zip(first.tolist(), distinct.tolist(), strict=True):
+        source, frame, grid = ((sizes[i], sizes[i + 1]) for i in (0, 2, 4))
+        tracked = tracked_size(source, recipe.short_side) if min(source) > 0 and recipe.short_side else source
+        points = grid_size(frame, recipe.grid_stride)
+        expected = len(start_frames(frames, recipe.length, recipe.frame_step, recipe.start_stride or 1))
+        for name, problem in [
+            ("source_size", f"is {_by(source)}" if min(source) < 1 else ""),
+            (
+                "frame_size",
+                f"is {_by(frame)}, a video of {_by(source)} is tracked at {_by(tracked)}" if frame != tracked else "",
+            ),
+            ("grid_size", f"is {_by(grid)}, a frame of {_by(frame)} has {_by(points)}" if grid != points else ""),
+            ("first_start", f"{starts} start rows, {frames} frames have {expected}" if starts != expected else ""),
+        ]:
+            if problem:
+                raise StoreError(f"{reader.path}/video/{name}: of {table['paths'][video]}: {problem}")
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 def join_tables(tables: Sequence[dict[str, Any]]) -> VideoTable:
