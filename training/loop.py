@@ -54,8 +54,8 @@ def train(
         interrupts = stack.enter_context(Interrupts())
         with interrupts.inherited():
             ahead = group.device.type == "cuda"
-            batches = StepBatches(iter(task.loader(position)), settings.accumulate, group.device, ahead=ahead)
-            stack.callback(batches.close)
+            batches = StepBatches(task.loader(position), settings.accumulate, group.device, ahead=ahead)
+            stack.enter_context(batches)
             begun = time.perf_counter()
             micro_batches, waited = batches.take()
         _begin_randomness(settings.seed, step, group, resume)  # only now: a loader that starts draws from PyTorch's
