@@ -9,7 +9,10 @@ import pytest
 import torch
 from stand_in_training import (
     VIDEOS,
+    H,
+    T,
     TinyModel,
+    W,
     constant_errors,
     log_lines,
     numbers,
@@ -32,6 +35,7 @@ def built(monkeypatch):
         torch.manual_seed(choices.seed)
         return Task(
             model=TinyModel(),
+            clip_size=(T, H, W),
             model_config={"size": choices.model, "heads": {"pixels": 4, "flow": 2}},
             recipe=choices.recipe.to_json(),
             head_weights={"pixels": 1.0, "flow": 0.5},

@@ -80,6 +80,7 @@ def build_task(choices: Choices, group: Group) -> Task:
     )
     return Task(
         model=model.to(group.device),
+        clip_size=(recipe.frames, recipe.input_size, recipe.input_size),
         # how it is computed is no part of what it is
         model_config={**config.to_json(), "checkpoint_activations": False},
         recipe=recipe.to_json(),
