@@ -8,6 +8,9 @@ import time
 
 import pytest
 from conftest import REPOSITORY
+from stand_in_training import Clips, train_stand_in
+
+from training import checkpoint
 
 # a trainer that is killed, or fails, while a worker of its loader is at work
 TRAINER = """
@@ -75,3 +78,16 @@ def test_a_worker_outlives_the_signals(tmp_path):
         time.sleep(0.01)
     assert process.communicate(timeout=60)[0] == "done\n"
     assert process.returncode == 0
+
+
+def test_a_signal_that_comes_before_the_first_batch_is_not_lost(tmp_path, monkeypatch):
+    batch = Clips.batch
+
+    def first(clips, numbers):
+        if 0 in numbers:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch(clips, numbers)
+
+    monkeypatch.setattr(Clips, "batch", first)
+    assert train_stand_in(tmp_path, steps=4)[0] == "interrupted"
+    assert checkpoint.load(checkpoint.latest(tmp_path))["step"] == 1

@@ -344,6 +344,12 @@ def test_fp16_resumes_with_its_scale(tmp_path):
     assert parts["scale"] > 1
 
 
+def test_another_precision_goes_on(tmp_path):
+    for steps, precision in ((2, "fp32"), (3, "fp16"), (4, "bf16")):
+        train_stand_in(tmp_path, steps=steps, precision=precision, resume=True)
+    assert [line["step"] for line in log_lines(tmp_path)] == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("scale", [2.0**60, 0.75])
 def test_fp16_skips_a_step_that_overflows_while_its_scale_can_go_down(scale):
     torch.manual_seed(0)

@@ -36,7 +36,7 @@ class Interrupts:
         """Processes that are started in here ignore the signals until they say otherwise.
 
         That is for the server that forks a loader's workers; the workers themselves call `ignore_in_worker`. A signal
-        that comes to this process in the meantime is lost; there is nothing to save yet.
+        that comes to this process in the meantime, some milliseconds, is lost.
         """
         own = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
         try:
