@@ -49,7 +49,7 @@ def checkpoints(run: Path) -> list[Path]:
     """A run's checkpoints, oldest first."""
     folder = run / "checkpoints"
     found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
-    return sorted(found, key=_step_of)
+    return sorted(found, key=step_of)
 
 
 def latest(run: Path) -> Path | None:
@@ -116,7 +116,7 @@ def _newest_readable(path: Path) -> Path | None:
     if match is None:
         return None
     for older in reversed(checkpoints(path.parent.parent)):
-        if _step_of(older) < int(match[1]):
+        if step_of(older) < int(match[1]):
             try:
                 _load(older)
             except CheckpointError:
@@ -125,7 +125,8 @@ def _newest_readable(path: Path) -> Path | None:
     return None
 
 
-def _step_of(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, by its name."""
     match = _NAME.fullmatch(path.name)
     assert match is not None
     return int(match[1])
