@@ -18,6 +18,7 @@ A checkpoint is what `torch.save` makes of a dictionary of tensors and plain val
 import logging
 import pickle
 import re
+import struct
 import time
 import zipfile
 from pathlib import Path
@@ -33,7 +34,11 @@ FORMAT, VERSION = "motion-targets/checkpoint", 1
 _FIELDS = ("step", "model", "model_config", "recipe", "optimizer", "scaler", "schedule", "random", "data")
 _NAME = re.compile(r"step-(\d{8,})\.pt")
 _STALE_SECONDS = 3600.0
-_DAMAGED = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile)
+_DAMAGED = (
+    OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, struct.error,
+    pickle.UnpicklingError, zipfile.BadZipFile,
+)  # fmt: skip
+"""What torch.load trips over in bytes that are not its own."""
 
 
 class CheckpointError(ValueError):
