@@ -62,7 +62,7 @@ class TinyModel(nn.Module):
 
     def forward(self, video, visible, predict):
         assert video.shape[1:] == (3, T, H, W)
-        assert visible.shape[1] == VISIBLE
+        assert visible.shape[1] in (VISIBLE, 1)
         hidden = self.norm(self.encoder(video.mean(dim=(3, 4)).flatten(1)))[:, None]
         tokens = self.dropout(hidden + self.mask_token * predict[..., None])
         return {name: decoder(tokens) for name, decoder in self.decoders.items()}
@@ -153,6 +153,7 @@ def train_stand_in(run, *, steps, batch_size=4, accumulate=1, workers=0, resume=
         each = batch_size // group.world_size // accumulate
         task = Task(
             model=model,
+            clip_size=(T, H, W),
             model_config={"size": "tiny"},
             recipe=RECIPE.to_json(),
             head_weights={name: head.weight for name, head in RECIPE.heads.items()},

@@ -32,7 +32,7 @@ def write_run(folder, config=MOTION, steps=(9, 100, 20), **changes):
             "model": models[step].state_dict(),
             "model_config": config.to_json(),
             "recipe": load_recipe("mme").to_json(),
-            "optimizer": {"state": {}},
+            **{name: {} for name in ("optimizer", "scaler", "schedule", "random", "data")},
         }
         torch.save({**content, **changes}, file)
     (folder / "checkpoints" / ".tmp-1-step-00000900.pt").write_bytes(b"unfinished")
@@ -143,9 +143,9 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, capsys):
         ([file, "--step", "20"], f"{file}: is one checkpoint"),
         ([tmp_path / "empty"], "no checkpoints/step-*.pt in it"),
         ([tmp_path / "nowhere"], "nowhere: no checkpoints"),
-        ([text], f"{text}: damaged, or not of torch.save"),
-        ([tmp_path / "later"], "checkpoint version 2, this release reads 1"),
-        ([tmp_path / "alien"], "not a checkpoint of pretrain-motion"),
+        ([text], f"checkpoint {text}: is cut off, damaged or not a checkpoint"),
+        ([tmp_path / "later"], "version 2; this software reads version 1"),
+        ([tmp_path / "alien"], "is not one of pretrain-motion's"),
         ([tmp_path / "other"], "step-00000100.pt: its weights are not those of its model_config"),
         ([tmp_path / "odd"], "step-00000100.pt: not a model's configuration"),
     ]:

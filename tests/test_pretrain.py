@@ -9,7 +9,11 @@ import pytest
 import torch
 from stand_in_training import (
     VIDEOS,
+    Clips,
+    H,
+    T,
     TinyModel,
+    W,
     constant_errors,
     log_lines,
     numbers,
@@ -18,7 +22,9 @@ from stand_in_training import (
     stand_in_targets,
 )
 
+from data_specs.track_store import StoreError
 from training import checkpoint, pretrain
+from training.run_lock import only_trainer
 from training.task import Task
 
 
@@ -32,6 +38,7 @@ def built(monkeypatch):
         torch.manual_seed(choices.seed)
         return Task(
             model=TinyModel(),
+            clip_size=(T, H, W),
             model_config={"size": choices.model, "heads": {"pixels": 4, "flow": 2}},
             recipe=choices.recipe.to_json(),
             head_weights={"pixels": 1.0, "flow": 0.5},
@@ -183,6 +190,7 @@ def test_bad_numbers_end_with_1_and_name_step_videos_and_checkpoint(built, tmp_p
         (["--steps", "0"], "--steps is 0, must be 1 or more"),
         (["--steps", "3", "--epochs", "2"], "--epochs and --steps both say how long"),
         (["--steps", "3", "--lr", "-1"], "--lr is -1.0"),
+        (["--steps", "3", "--seed", str(2**63)], "--seed is 9223372036854775808, must be 9223372036854775807 or less"),
         (
             ["--steps", "3", "--accumulate", "3"],
             "--batch-size is 4, must be a multiple of 1 processes x 3 micro-batches",
@@ -197,6 +205,27 @@ def test_usage_errors_end_with_2_and_write_nothing(built, tmp_path, capsys, opti
     assert run(tmp_path / "run", *options) == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_in_which_another_process_trains_is_left_alone(built, tmp_path, capsys):
+    assert run(tmp_path, "--steps", "2") == 0
+    before = numbers(tmp_path)
+    with only_trainer(tmp_path):
+        assert run(tmp_path, "--steps", "4", "--resume") == 2
+    assert "another process trains there now" in capsys.readouterr().err
+    assert numbers(tmp_path) == before
+    assert run(tmp_path, "--steps", "4", "--resume") == 0
+
+
+def test_a_damaged_store_ends_with_1_and_says_which_file(built, tmp_path, capsys, monkeypatch):
+    def damaged(*_):
+        raise StoreError(
+            "Caught StoreError in DataLoader worker\n  File ...\nx.StoreError: a/c/0: its checksum is wrong"
+        )
+
+    monkeypatch.setattr(Clips, "batch", damaged)
+    assert run(tmp_path, "--steps", "2", "--workers", "0") == 1
+    assert capsys.readouterr().err.startswith("pretrain-motion: a/c/0: its checksum is wrong; --resume goes on from")
 
 
 def test_options_take_the_place_of_the_recipe_s(built, tmp_path):

@@ -18,7 +18,10 @@ from conftest import REPOSITORY
 from stand_in_training import (
     RECIPE,
     Clips,
+    H,
+    T,
     TinyModel,
+    W,
     constant_errors,
     log_lines,
     numbers,
@@ -46,7 +49,7 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-def plain_losses(steps, batch_size, rates, *, clip_grad=None):
+def plain_losses(steps, batch_size, rates, *, clip_grad=None, unread=()):
     """Losses and gradient norms of a plain loop over whole batches, at given learning rates."""
     torch.manual_seed(0)
     model = TinyModel(dropout=0.0)
@@ -57,7 +60,7 @@ def plain_losses(steps, batch_size, rates, *, clip_grad=None):
     )
     found = []
     for step in range(steps):
-        clips = Clips(0, batch_size, 0, 1).batch(range(step * batch_size, (step + 1) * batch_size))
+        clips = Clips(0, batch_size, 0, 1, unread=unread).batch(range(step * batch_size, (step + 1) * batch_size))
         frames = (clips["frames"] / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
         predictions = model(frames.movedim(-1, 1), clips["visible"], clips["predict"])
         errors = (torch.cat([predictions["pixels"], predictions["flow"]], dim=-1) - clips["values"]) ** 2
@@ -120,8 +123,12 @@ def free_port():
 
 
 def test_two_ranks_are_one_of_twice_the_batch_through_signals_and_bad_numbers(tmp_path):
-    """Ranks and micro-batches have different counts of valid targets: clips of a third of the videos have none."""
-    options = {"steps": 30, "batch_size": 8, "accumulate": 2, "dropout": 0.0}
+    """Ranks and micro-batches have different counts of valid targets: clips of a third of the videos have none.
+
+    In the first step rank 1 has no clip that can be read, in the second rank 0.
+    """
+    unread = [2, 3, 6, 7, 8, 9, 12, 13]
+    options = {"steps": 30, "batch_size": 8, "accumulate": 2, "dropout": 0.0, "unread": unread}
     processes = launch_two(tmp_path, free_port(), **options, delay=0.1)
     wait_for_step(tmp_path, 2, processes)
     processes[1].send_signal(signal.SIGUSR1)  # one rank alone is told
@@ -142,7 +149,8 @@ def test_two_ranks_are_one_of_twice_the_batch_through_signals_and_bad_numbers(tm
     train_stand_in(tmp_path, **{**options, "steps": 31}, resume=True)
     lines = log_lines(tmp_path)
     assert [line["step"] for line in lines] == list(range(1, 32))
-    expected = plain_losses(31, 8, [line["lr"] for line in lines])
+    assert [line["clips"] for line in lines[:3]] == [4, 4, 8]
+    expected = plain_losses(31, 8, [line["lr"] for line in lines], unread=unread)
     # float32, thirty steps, gradients that are summed in another order: 1e-4 of the loss
     torch.testing.assert_close(torch.tensor(logged(tmp_path)), torch.tensor(expected), rtol=1e-4, atol=1e-5)
 
@@ -256,7 +264,7 @@ def test_a_micro_batch_without_clips_is_passed_over_and_a_step_without_any_stops
     # the same clips in one batch
     train_stand_in(tmp_path / "one", steps=2, batch_size=6, unread=[6, 7], dropout=0.0)
     torch.testing.assert_close(torch.tensor(logged(tmp_path / "some")), torch.tensor(logged(tmp_path / "one")))
-    said = r"step 2: no clip .* video-4 \(decode: no frame\), .* video-7 \(dec.*Mend"
+    said = r"step 2: no clip .* video-4 \(decode: no frame\), .* video-7 \(dec.*\)\. Mend"
     with pytest.raises(StoppedError, match=said):
         train_stand_in(tmp_path / "none", steps=2, batch_size=4, accumulate=2, unread=[4, 5, 6, 7])
 
@@ -336,6 +344,12 @@ def test_fp16_resumes_with_its_scale(tmp_path):
     assert parts["scale"] > 1
 
 
+def test_another_precision_goes_on(tmp_path):
+    for steps, precision in ((2, "fp32"), (3, "fp16"), (4, "bf16")):
+        train_stand_in(tmp_path, steps=steps, precision=precision, resume=True)
+    assert [line["step"] for line in log_lines(tmp_path)] == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("scale", [2.0**60, 0.75])
 def test_fp16_skips_a_step_that_overflows_while_its_scale_can_go_down(scale):
     torch.manual_seed(0)
@@ -345,7 +359,8 @@ def test_fp16_skips_a_step_that_overflows_while_its_scale_can_go_down(scale):
         model.decoders["flow"].weight.register_hook(lambda grad: grad * torch.inf)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     task = Task(
-        model=model, model_config={}, recipe={}, head_weights={"flow": 1.0}, clip_grad=None, clips_per_epoch=4, data={},
+        model=model, clip_size=(T, H, W), model_config={}, recipe={}, head_weights={"flow": 1.0}, clip_grad=None,
+        clips_per_epoch=4, data={},
         compute_targets=stand_in_targets, sums_and_counts=squared_errors, trivial_sums_and_counts=constant_errors,
         loader=lambda position: [],
     )  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from data_specs.dataset import DatasetSpec, dataset_names, load_spec, root_folder
+from data_specs.dataset import DatasetError, DatasetSpec, dataset_names, load_spec, root_folder
 from data_specs.track_store import TrackStore
 from training.clips import ClipDataset, clip_loader
 from training.distributed import Group
@@ -80,6 +80,7 @@ def build_task(choices: Choices, group: Group) -> Task:
     )
     return Task(
         model=model.to(group.device),
+        clip_size=(recipe.frames, recipe.input_size, recipe.input_size),
         # how it is computed is no part of what it is
         model_config={**config.to_json(), "checkpoint_activations": False},
         recipe=recipe.to_json(),
@@ -113,11 +114,16 @@ def build_task(choices: Choices, group: Group) -> Task:
 def videos_root(store: Path, root: str | None) -> Path:
     """The folder of a store's videos: `root`, or what the shipped data set that the store names says.
 
-    Raises DatasetError where neither is given, StoreError for what is no store.
+    Raises DatasetError where neither is given or there is no such folder, StoreError for what is no store.
     """
     name = TrackStore(store).info.dataset
     spec = load_spec(name) if name in dataset_names() else DatasetSpec(name=name, lists={"train": ""})
-    return root_folder(spec, root)
+    folder = root_folder(spec, root)
+    if not folder.is_dir():
+        raise DatasetError(
+            f"data set {spec.name}: there is no folder {folder}; give that of its videos with --root DIR"
+        )
+    return folder
 
 
 def store_digest(path: Path, videos: int) -> str:

@@ -18,6 +18,7 @@ A checkpoint is what `torch.save` makes of a dictionary of tensors and plain val
 import logging
 import pickle
 import re
+import struct
 import time
 import zipfile
 from pathlib import Path
@@ -33,7 +34,11 @@ FORMAT, VERSION = "motion-targets/checkpoint", 1
 _FIELDS = ("step", "model", "model_config", "recipe", "optimizer", "scaler", "schedule", "random", "data")
 _NAME = re.compile(r"step-(\d{8,})\.pt")
 _STALE_SECONDS = 3600.0
-_DAMAGED = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile)
+_DAMAGED = (
+    OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, struct.error,
+    pickle.UnpicklingError, zipfile.BadZipFile,
+)  # fmt: skip
+"""What torch.load trips over in bytes that are not its own."""
 
 
 class CheckpointError(ValueError):
@@ -49,7 +54,7 @@ def checkpoints(run: Path) -> list[Path]:
     """A run's checkpoints, oldest first."""
     folder = run / "checkpoints"
     found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
-    return sorted(found, key=_step_of)
+    return sorted(found, key=step_of)
 
 
 def latest(run: Path) -> Path | None:
@@ -116,7 +121,7 @@ def _newest_readable(path: Path) -> Path | None:
     if match is None:
         return None
     for older in reversed(checkpoints(path.parent.parent)):
-        if _step_of(older) < int(match[1]):
+        if step_of(older) < int(match[1]):
             try:
                 _load(older)
             except CheckpointError:
@@ -125,7 +130,8 @@ def _newest_readable(path: Path) -> Path | None:
     return None
 
 
-def _step_of(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, by its name."""
     match = _NAME.fullmatch(path.name)
     assert match is not None
     return int(match[1])

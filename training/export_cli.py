@@ -1,30 +1,26 @@
 """export-encoder: a run's encoder for others, as a Hugging Face folder or a file of VideoMAE's code."""
 
 import json
-import re
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jsonargparse
 
 from data_specs.durable import sync, sync_tree, temporary_sibling
+from training import checkpoint
 from training.interchange import (
-    CHECKPOINT_FORMAT,
     InterchangeError,
     export_huggingface,
     export_videomae,
-    load_torch_file,
 )
 from training.model import MaskedVideoModel, ModelConfig
 
 RECORD = "export.json"
 """What was exported from where; it marks a folder as an export."""
 VIDEOMAE_FILE = "videomae.pth"
-_CHECKPOINT = re.compile(r"step-(\d+)\.pt")
-_VERSION = 1
 
 
 def build_parser() -> jsonargparse.ArgumentParser:
@@ -72,19 +68,19 @@ def export_encoder(
     """
     _check_out(out, force)
     file = find_checkpoint(run, step)
-    checkpoint = read_checkpoint(file)
-    config = ModelConfig.from_json(checkpoint["model_config"], where=str(file))
+    content = checkpoint.load(file)
+    config = ModelConfig.from_json(content["model_config"], where=str(file))
     model = MaskedVideoModel(config)
     try:
-        model.load_state_dict(checkpoint["model"])
+        model.load_state_dict(content["model"])
     except RuntimeError as error:
         raise InterchangeError(f"{file}: its weights are not those of its model_config: {error}") from error
     record = {
         "to": to,
         "whole": whole,
         "source": str(file),
-        "step": checkpoint["step"],
-        "recipe": checkpoint["recipe"],
+        "step": content["step"],
+        "recipe": content["recipe"],
         "model_config": config.to_json(),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +100,7 @@ def export_encoder(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     what = ("VideoMAEForPreTraining" if whole else "VideoMAEModel") if to == "hf" else VIDEOMAE_FILE
-    return f"{out}: {what}, {config.size}, step {checkpoint['step']} of {file}\n"
+    return f"{out}: {what}, {config.size}, step {content['step']} of {file}\n"
 
 
 def find_checkpoint(run: Path, step: int | None = None) -> Path:
@@ -113,9 +109,7 @@ def find_checkpoint(run: Path, step: int | None = None) -> Path:
         if step is not None:
             raise InterchangeError(f"{run}: is one checkpoint; --step {step} needs the run's folder")
         return run
-    folder = run / "checkpoints"
-    files = folder.iterdir() if folder.is_dir() else []
-    steps = {int(match[1]): file for file in files if (match := _CHECKPOINT.fullmatch(file.name))}
+    steps = {checkpoint.step_of(file): file for file in checkpoint.checkpoints(run)}
     if not steps:
         raise InterchangeError(
             f"{run}: no checkpoints/step-*.pt in it, so not a run's folder, or one that saved nothing yet"
@@ -123,18 +117,6 @@ def find_checkpoint(run: Path, step: int | None = None) -> Path:
     if step is not None and step not in steps:
         raise InterchangeError(f"{run}: no checkpoint of step {step}; there are {', '.join(map(str, sorted(steps)))}")
     return steps[max(steps) if step is None else step]
-
-
-def read_checkpoint(file: Path) -> dict[str, Any]:
-    """A checkpoint's content: `step`, `model`, `model_config`, `recipe` and more. Raises InterchangeError, OSError."""
-    content = load_torch_file(file)
-    if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:
-        raise InterchangeError(f"{file}: not a checkpoint of pretrain-motion")
-    if content.get("version") != _VERSION:
-        raise InterchangeError(f"{file}: checkpoint version {content.get('version')}, this release reads {_VERSION}")
-    if missing := [key for key in ("step", "model", "model_config", "recipe") if key not in content]:
-        raise InterchangeError(f"{file}: a checkpoint without {', '.join(missing)}")
-    return content
 
 
 def _check_out(out: Path, force: bool) -> None:

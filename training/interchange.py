@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
+from training import checkpoint
 from training.model import COLOURS, MLP_RATIO, MaskedVideoModel, ModelConfig, VideoEncoder, sinusoid_table
 from training.weight_names import huggingface_to_videomae, ours_to_videomae, plain_videomae, videomae_to_huggingface
 
-CHECKPOINT_FORMAT = "motion-targets/checkpoint"
 _PIXELS = "pixels"
 _SHOWN_PROBLEMS = 8
 _DAMAGED = (RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, struct.error)
@@ -166,7 +166,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         raise InterchangeError(f"{path}: holds a {type(content).__name__}, not weights by name")
     nested = next((content[key] for key in ("model", "module", "state_dict") if key in content), content)
     weights = {name: value for name, value in nested.items() if isinstance(value, Tensor)}
-    if content.get("format") == CHECKPOINT_FORMAT:
+    if content.get("format") == checkpoint.FORMAT:
         separate = any(name.startswith(f"decoders.{_PIXELS}.") for name in weights)
         return ours_to_videomae(plain_videomae(weights), _PIXELS if separate else "joint"), None
     return plain_videomae(weights), None

@@ -1,6 +1,10 @@
 """SIGTERM and SIGUSR1 ask the trainer to save and go; Slurm sends them before it ends or requeues a job."""
 
+import multiprocessing
+import multiprocessing.connection
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -32,7 +36,7 @@ class Interrupts:
         """Processes that are started in here ignore the signals until they say otherwise.
 
         That is for the server that forks a loader's workers; the workers themselves call `ignore_in_worker`. A signal
-        that comes to this process in the meantime is lost; there is nothing to save yet.
+        that comes to this process in the meantime, some milliseconds, is lost.
         """
         own = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
         try:
@@ -43,10 +47,19 @@ class Interrupts:
 
 
 def ignore_in_worker() -> None:
-    """Let a loader's worker outlive the signals, and Ctrl-C; it ends with its trainer.
+    """Let a loader's worker outlive the signals, and Ctrl-C; it ends with its trainer, also with one that is killed.
 
     Slurm sends signals to every process of a job, and the step under way still needs its clips. To be called in the
     DataLoader's worker_init_fn, for PyTorch's workers begin by taking SIGTERM as their end.
     """
     for number in (*_SIGNALS, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    # PyTorch's workers look whether their parent is there; under forkserver that is the server, which lives on as long
+    # as they do
+    if (trainer := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_with, args=(trainer.sentinel,), name="end-with-trainer", daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)

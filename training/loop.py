@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,7 +45,8 @@ def train(
     if resume is not None:
         task.model.load_state_dict(resume["model"])
         load_optimizer_state(optimizer, resume["optimizer"])
-        scaler.load_state_dict(resume["scaler"])
+        if resume["scaler"]:  # that of another precision is empty, and this run's begins anew
+            scaler.load_state_dict(resume["scaler"])
         step, position = int(resume["step"]), int(resume["data"]["position"])
     if step >= settings.steps:
         raise ValueError(f"nothing to do: {step} of {settings.steps} steps are done")
@@ -52,12 +54,13 @@ def train(
 
     with contextlib.ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts())
-        with interrupts.inherited():
-            ahead = group.device.type == "cuda"
-            batches = StepBatches(iter(task.loader(position)), settings.accumulate, group.device, ahead=ahead)
-            stack.callback(batches.close)
-            begun = time.perf_counter()
-            micro_batches, waited = batches.take()
+        loader, ahead = task.loader(position), group.device.type == "cuda"
+        if getattr(loader, "num_workers", 0):
+            with interrupts.inherited():
+                forkserver.ensure_running()
+        batches = stack.enter_context(StepBatches(loader, settings.accumulate, group.device, ahead=ahead))
+        begun = time.perf_counter()
+        micro_batches, waited = batches.take()
         _begin_randomness(settings.seed, step, group, resume)  # only now: a loader that starts draws from PyTorch's
         log = stack.enter_context(RunLog(run, step=step, steps=settings.steps)) if group.is_main else None
 

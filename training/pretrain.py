@@ -16,13 +16,15 @@ import jsonargparse
 import torch
 
 from data_specs.durable import write_file
+from data_specs.track_store import StoreError
 from training import checkpoint
 from training.assembly import Choices, build_task
 from training.checkpoint import CheckpointError
-from training.distributed import Group, barrier, open_group
+from training.distributed import Group, gather_objects, open_group
 from training.loop import train
 from training.optim import CosineLRScheduler, make_optimizer, make_schedule, warmup_of
 from training.recipe import load_recipe, recipe_names
+from training.run_lock import only_trainer
 from training.step import StoppedError
 from training.task import Precision, Settings, Task
 
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 EXIT_DONE, EXIT_STOPPED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 75
 """75 is sysexits.h's EX_TEMPFAIL: try again."""
+_LARGEST_SEED = 2**63 - 1  # of PyTorch's generators
 _SOFTWARE = ("motion-targets", "torch", "timm", "numpy", "zarr", "decord2")
 
 
@@ -121,23 +124,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     said = "pretrain-motion" if rank == 0 else f"pretrain-motion, rank {rank}"
     try:
         with contextlib.ExitStack() as stack:
+            run, problem = None, None
             try:
                 group = stack.enter_context(open_group(options.device))
-                run = prepare(options, group)
             except ValueError as error:
                 sys.stderr.write(f"{said}: {error}\n")
                 return EXIT_USAGE
+            try:
+                run = prepare(options, group)
+                if run is not None and group.is_main:
+                    stack.enter_context(only_trainer(options.out))
+            except (ValueError, OSError) as error:
+                problem = str(error)
+            # every process has looked at the folder by now, and all of them go on or none
+            if problems := list(dict.fromkeys(found for found in gather_objects(problem) if found)):
+                if group.is_main:
+                    sys.stderr.write(f"{said}: {'; '.join(problems)}\n")
+                return EXIT_USAGE
             return EXIT_DONE if run is None else pretrain(run, options, group)
-    except StoppedError as error:
-        newest = checkpoint.latest(options.out)
-        sys.stderr.write(f"{said}: {error}. Newest checkpoint: {newest or 'none yet'}\n")
+    except (StoppedError, StoreError, OSError, KeyboardInterrupt) as error:
+        sys.stderr.write(f"{said}: {_explained(error, options.out)}\n")
         return EXIT_STOPPED
-    except OSError as error:
-        sys.stderr.write(f"{said}: {error}; --resume goes on from the newest checkpoint once that is mended\n")
-        return EXIT_STOPPED
-    except KeyboardInterrupt:
-        sys.stderr.write(f"{said}: interrupted; --resume goes on from the newest checkpoint\n")
-        return EXIT_STOPPED
+
+
+def _explained(error: BaseException, run: Path) -> str:
+    """What ended a run, and the way out."""
+    goes_on = "--resume goes on from the newest checkpoint"
+    if isinstance(error, StoppedError):
+        return f"{error}. Newest checkpoint: {checkpoint.latest(run) or 'none yet'}"
+    if isinstance(error, KeyboardInterrupt):
+        return f"interrupted; {goes_on}"
+    said = str(error).rpartition("StoreError: ")[2].strip()  # a worker's has its traceback before it
+    return f"{said}; {goes_on} once that is mended"
 
 
 def prepare(options: jsonargparse.Namespace, group: Group) -> Run | None:
@@ -206,8 +224,7 @@ def prepare(options: jsonargparse.Namespace, group: Group) -> Run | None:
 
 
 def pretrain(run: Run, options: jsonargparse.Namespace, group: Group) -> int:
-    """Train; returns the exit status. Raises StoppedError and OSError."""
-    barrier()  # every process has looked at the folder by now
+    """Train; returns the exit status. Raises StoppedError, StoreError and OSError."""
     step = int(run.resume["step"]) if run.resume is not None else 0
     if group.is_main:
         write_file(options.out / "run.json", json.dumps(_description(run, options, group), indent=2) + "\n")
@@ -233,6 +250,8 @@ def _check_numbers(options: jsonargparse.Namespace, world_size: int) -> None:
         ]
         if (value := getattr(options, name)) is not None and value < least
     ]  # fmt: skip
+    if options.seed > _LARGEST_SEED:
+        problems.append(f"--seed is {options.seed}, must be {_LARGEST_SEED} or less")
     if options.epochs is not None and options.steps is not None:
         problems.append("--epochs and --steps both say how long: give one of them")
     if options.lr is not None and not 0 < options.lr < float("inf"):

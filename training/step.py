@@ -25,13 +25,14 @@ from training.distributed import Group, gather_objects, sum_over_ranks
 from training.frames import normalise_frames
 from training.optim import gradient_norm
 from training.step_batches import Batch
-from training.task import Precision, Predictions, Targets, Task
+from training.task import Precision, Predictions, Target, Targets, Task
 
+_NAMED = 8  # videos in a message
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class StoppedError(RuntimeError):
-    """A run that cannot go on: numbers that are not finite, or a batch without a clip. Names step and videos."""
+    """A run that cannot go on: numbers that are not finite, or a step without a clip. Names step and videos."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,16 +95,20 @@ def optimise(
 ) -> StepResult:
     """Do one optimisation step; `model` is the task's, distributed. Every rank must call it.
 
-    Raises StoppedError where loss or gradient is not finite (on every rank), or where this rank has no clip. With fp16
-    the scaler skips steps whose gradient overflows until its scale is below 1.
+    Micro-batches of which no clip could be read are passed over; a rank may have no others. Raises StoppedError, on
+    every rank, where loss or gradient is not finite, or where no rank has a clip. With fp16 the scaler skips steps
+    whose gradient overflows until its scale is below 1.
     """
-    batches = _with_clips(given)
+    batches = [batch for batch in given.micro_batches if len(batch.get("frames", ()))]
     heads = list(task.head_weights)
     with torch.no_grad():
         targets = [task.compute_targets(batch) for batch in batches]
-        counts = torch.stack([_sum_of_weights(targets, head) for head in heads])
-        constant = [task.trivial_sums_and_counts(target) for target in targets]
-        trivial = torch.stack([torch.stack([found[head][0] for found in constant]).sum() for head in heads])
+        counts = torch.zeros(len(heads), dtype=torch.float64, device=group.device)
+        trivial = torch.zeros_like(counts)
+        for target in targets:
+            constant = task.trivial_sums_and_counts(target)
+            counts += torch.stack([_sum_of_weights(target[head]) for head in heads])
+            trivial += torch.stack([constant[head][0] for head in heads])
     sum_over_ranks(counts)
     # DistributedDataParallel averages the ranks' gradients, so each rank's share of the loss is taken world_size times
     scale = torch.tensor([task.head_weights[h] * group.world_size for h in heads], device=group.device)
@@ -121,6 +126,8 @@ def optimise(
         sums += errors.detach()
         if given.keep and not first:
             first = {head: value.detach() for head, value in predictions.items()}
+    if not batches:
+        _take_part(task, model, group, scaler)
     scaler.unscale_(optimizer)
     norm = gradient_norm(task.model, task.clip_grad)
     scaler.step(optimizer)
@@ -130,11 +137,13 @@ def optimise(
     clips = sum(len(batch["frames"]) for batch in batches)
     skipped = sum(len(batch["skipped"]) for batch in given.micro_batches)
     own = torch.tensor([clips, skipped, given.waited, given.signalled()], dtype=sums.dtype, device=group.device)
-    summed = sum_over_ranks(torch.cat([own, sums, trivial.to(sums.dtype)]))
+    summed = sum_over_ranks(torch.cat([own, sums, trivial]))
     # one wait for the device in a step. A bad number is found after the weights took it in, but those are never saved
     numbers = torch.cat([norm.double()[None], summed, counts]).tolist()
     grad_norm, all_clips, all_skipped, waited, signals = numbers[:5]
     errors_of, trivial_of, counted = (numbers[5 + i * len(heads) : 5 + (i + 1) * len(heads)] for i in range(3))
+    if all_clips == 0:
+        _stop_without_clips(given)
     losses = _means(heads, errors_of, counted)
     loss = sum(task.head_weights[head] * value for head, value in losses.items() if value is not None)
     overflow_is_skipped = scaler.is_enabled() and scaler.get_scale() >= 1
@@ -149,7 +158,7 @@ def optimise(
         skipped=round(all_skipped),
         waited=waited / group.world_size,
         signalled=signals > 0,
-        picture=(batches[0], first, targets[0]) if given.keep else None,
+        picture=(batches[0], first, targets[0]) if given.keep and batches else None,
     )
 
 
@@ -157,10 +166,9 @@ def _means(heads: list[str], sums: list[float], counts: list[float]) -> dict[str
     return {head: total / count if count else None for head, total, count in zip(heads, sums, counts, strict=True)}
 
 
-def _sum_of_weights(targets: list[Targets], head: str) -> torch.Tensor:
-    """Of a head's values, over micro-batches; float64, which counts them exactly."""
-    of_head = [target[head] for target in targets]
-    return torch.stack([t.weights.expand(t.values.shape).sum(dtype=torch.float64) for t in of_head]).sum()
+def _sum_of_weights(target: Target) -> torch.Tensor:
+    """Of a head's values; float64, which counts them exactly."""
+    return target.weights.expand(target.values.shape).sum(dtype=torch.float64)
 
 
 def _synchronised(model: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[Any]:
@@ -170,16 +178,23 @@ def _synchronised(model: nn.Module, *, last: bool) -> contextlib.AbstractContext
     return contextlib.nullcontext()
 
 
-def _with_clips(given: StepInput) -> list[Batch]:
-    """The micro-batches of which a clip could be read; this rank needs one."""
-    found = [batch for batch in given.micro_batches if len(batch.get("frames", ()))]
-    if not found:
-        unread = ", ".join(f"{clip.id} ({clip.reason})" for batch in given.micro_batches for clip in batch["skipped"])
-        raise StoppedError(
-            f"step {given.number}: no clip of a process could be read: {unread}. Mend these videos, leave them out, or "
-            "take larger batches"
-        )
-    return found
+def _take_part(task: Task, model: nn.Module, group: Group, scaler: torch.amp.GradScaler) -> None:
+    """Give gradients of 0, on a rank without a clip: the others wait for it where gradients are averaged."""
+    frames = torch.zeros((1, *task.clip_size, 3), dtype=torch.uint8, device=group.device)
+    first, second = (torch.tensor([[token]], device=group.device) for token in (0, 1))
+    predictions = model(normalise_frames(frames), first, second)
+    nothing = torch.stack([prediction.float().sum() for prediction in predictions.values()]).sum() * 0
+    scaler.scale(nothing).backward()  # type: ignore[no-untyped-call]
+
+
+def _stop_without_clips(given: StepInput) -> None:
+    own = [f"{clip.id} ({clip.reason})" for batch in given.micro_batches for clip in batch["skipped"]]
+    unread = list(dict.fromkeys(clip for rank in gather_objects(own) for clip in rank))
+    more = f" and {len(unread) - _NAMED} more" if len(unread) > _NAMED else ""
+    raise StoppedError(
+        f"step {given.number}: no clip could be read: {', '.join(unread[:_NAMED])}{more}. Mend these videos and go on "
+        "with --resume, or begin again with larger batches, which hold others too"
+    )
 
 
 def _stop(given: StepInput, values: dict[str, float | None]) -> None:

@@ -1,10 +1,13 @@
 """The micro-batches of each optimisation step, on the device, and how long the step had to wait for them."""
 
 import contextlib
+import multiprocessing
 import queue
 import threading
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterable, Iterator
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -21,9 +24,12 @@ class StepBatches:
     really late.
     """
 
-    def __init__(self, batches: Iterator[Batch], accumulate: int, device: torch.device, *, ahead: bool = False) -> None:
+    def __init__(self, loader: Iterable[Batch], accumulate: int, device: torch.device, *, ahead: bool = False) -> None:
         """ahead: load one step ahead in a thread."""
-        self._batches, self._accumulate, self._device = batches, accumulate, device
+        before = multiprocessing.active_children()
+        self._batches: Iterator[Batch] = iter(loader)
+        self._workers = [process for process in multiprocessing.active_children() if process not in before]
+        self._accumulate, self._device = accumulate, device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._stop = threading.Event()
         self._queue: queue.Queue[tuple[list[Batch], torch.cuda.Event | None] | BaseException] = queue.Queue(maxsize=1)
@@ -31,6 +37,14 @@ class StepBatches:
         if ahead:
             self._thread = threading.Thread(target=self._run_ahead, name="step-batches", daemon=True)
             self._thread.start()
+
+    def __enter__(self) -> "StepBatches":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if at is not None:
+            traceback.clear_frames(at)  # they hold on to the loader's iterator
+        self.close()
 
     def take(self) -> tuple[list[Batch], float]:
         """The next step's batches, and the seconds that it took to get them."""
@@ -51,13 +65,16 @@ class StepBatches:
         return batches, time.perf_counter() - begun
 
     def close(self) -> None:
-        """End the thread, and let go of the loader, whose workers end with it."""
+        """End the thread and the loader's workers."""
         self._stop.set()
         deadline = time.monotonic() + _SECONDS_TO_END
         while self._thread is not None and self._thread.is_alive() and time.monotonic() < deadline:
             with contextlib.suppress(queue.Empty):  # it may be about to put a step that nobody takes
                 self._queue.get(timeout=0.1)
-        self._batches = iter(())
+        self._batches = iter(())  # the workers of a DataLoader's iterator end with it
+        for worker in self._workers:  # those that do not would be waited for at exit, and take no other signal
+            worker.kill()
+            worker.join()
 
     def _load(self) -> tuple[list[Batch], torch.cuda.Event | None]:
         batches = [next(self._batches) for _ in range(self._accumulate)]

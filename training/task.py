@@ -37,6 +37,8 @@ class Task:
 
     model: nn.Module
     """Called with video float32 (B, 3, T, H, W), visible (B, Nv), predict (B, Np); gives each head's (B, Np, D)."""
+    clip_size: tuple[int, int, int]
+    """(T, H, W) of a clip's frames."""
     model_config: dict[str, Any]
     """What the model is built from, in plain values, for the checkpoint."""
     recipe: dict[str, Any]
