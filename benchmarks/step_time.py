@@ -74,7 +74,7 @@ def main() -> None:
         ways = {options.recipe: way(motion, folder), "pixels": way(pixels, folder)}
         batches = {}
         for name, its in ways.items():
-            stream = StepBatches(iter(its.task.loader(0)), 1, group.device, ahead=False)
+            stream = StepBatches(its.task.loader(0), 1, group.device, ahead=False)
             batches[name] = [stream.take()[0][0] for _ in range(2)]
             stream.close()
         least, memory = dict.fromkeys(ways, math.inf), dict.fromkeys(ways, 0)
@@ -100,7 +100,7 @@ def main() -> None:
 
 def print_waiting(way: Way, steps: int) -> None:
     """Train through the loader; what it reads ahead before the first step is not counted."""
-    stream = StepBatches(iter(way.task.loader(0)), 1, way.group.device, ahead=way.group.device.type == "cuda")
+    stream = StepBatches(way.task.loader(0), 1, way.group.device, ahead=way.group.device.type == "cuda")
     waited = total = 0.0
     for number in itertools.count():
         begun = time.perf_counter()

@@ -127,17 +127,6 @@ def stand_in_targets(batch, without=()):
     }
 
 
-def squared_errors(predictions, targets):
-    return {
-        name: ((t.weights * (predictions[name] - t.values) ** 2).sum(), t.weights.sum()) for name, t in targets.items()
-    }
-
-
-def constant_errors(targets):
-    """Of a predictor that says 0."""
-    return squared_errors({name: torch.zeros_like(t.values) for name, t in targets.items()}, targets)
-
-
 def train_stand_in(run, *, steps, batch_size=4, accumulate=1, workers=0, resume=False, keep=3, save_every=1000,
                    dropout=0.2, without=(), clip_grad=None, draw=None, figure_every=0, device="cpu", precision="fp32",
                    schedule_steps=None, **clips):  # fmt: skip
@@ -156,11 +145,10 @@ def train_stand_in(run, *, steps, batch_size=4, accumulate=1, workers=0, resume=
             clip_size=(T, H, W),
             model_config={"size": "tiny"},
             recipe=RECIPE.to_json(),
+            head_sizes={"pixels": 4, "flow": 2},
             head_weights={name: head.weight for name, head in RECIPE.heads.items()},
             clip_grad=clip_grad,
             compute_targets=lambda batch: stand_in_targets(batch, without),
-            sums_and_counts=squared_errors,
-            trivial_sums_and_counts=constant_errors,
             loader=lambda position: stand_in_loader(
                 position, batch_size=each, rank=group.rank, world_size=group.world_size, workers=workers, **clips
             ),

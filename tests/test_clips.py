@@ -23,6 +23,7 @@ from training.clips import ClipDataset, Skipped, clip_loader
 from training.image_hog import image_hog
 from training.recipe import HeadOptions, PretrainRecipe
 from training.resampling import view_points
+from training.step_batches import StepBatches
 from training.store_fit import StoreFitError
 from training.targets import compute_targets
 
@@ -420,10 +421,13 @@ def test_a_damaged_store_stops_the_loader_and_its_workers(root, store, tmp_path)
     for shard in (damaged / "shards").iterdir():
         only_file(shard / "hog").unlink()
     before = set(multiprocessing.active_children())
-    loader = iter(clip_loader(ClipDataset(damaged, root, RECIPE), batch_size=2, workers=2))
-    assert len(set(multiprocessing.active_children()) - before) == 2
-    with pytest.raises(StoreError, match=r"hog/c/.*: cannot be opened") as caught:
-        next(loader)
+    loader = clip_loader(ClipDataset(damaged, root, RECIPE), batch_size=2, workers=2)
+    with (
+        pytest.raises(StoreError, match=r"hog/c/.*: cannot be opened") as caught,
+        StepBatches(loader, 1, torch.device("cpu")) as batches,
+    ):
+        assert len(set(multiprocessing.active_children()) - before) == 2
+        batches.take()
     assert not set(multiprocessing.active_children()) - before
     assert caught.value.__traceback__ is not None  # the error is still held, as it is where nobody catches it
 

@@ -14,10 +14,8 @@ from stand_in_training import (
     T,
     TinyModel,
     W,
-    constant_errors,
     log_lines,
     numbers,
-    squared_errors,
     stand_in_loader,
     stand_in_targets,
 )
@@ -41,11 +39,10 @@ def built(monkeypatch):
             clip_size=(T, H, W),
             model_config={"size": choices.model, "heads": {"pixels": 4, "flow": 2}},
             recipe=choices.recipe.to_json(),
+            head_sizes={"pixels": 4, "flow": 2},
             head_weights={"pixels": 1.0, "flow": 0.5},
             clip_grad=None,
             compute_targets=stand_in_targets,
-            sums_and_counts=squared_errors,
-            trivial_sums_and_counts=constant_errors,
             loader=lambda position: stand_in_loader(
                 position, batch_size=choices.batch_size // choices.accumulate, **told["clips"]
             ),

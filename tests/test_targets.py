@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.losses import sums_and_counts, trivial_sums_and_counts
+from training.losses import constant_error, moments, squared_errors
 from training.recipe import HeadOptions, PretrainRecipe, RecipeError, load_recipe, recipe_names
 from training.targets import check_normalisation, compute_targets, head_sizes
 
@@ -246,7 +246,7 @@ def test_numbers_where_nothing_was_measured_never_count():
     rng = torch.Generator().manual_seed(0)
     targets, changed = compute_targets(batch, options), compute_targets(other, options)
     predictions = {name: torch.randn(t.values.flatten(2).shape, generator=rng) for name, t in targets.items()}
-    losses, changed_losses = sums_and_counts(predictions, targets), sums_and_counts(predictions, changed)
+    losses, changed_losses = squared_errors(predictions, targets), squared_errors(predictions, changed)
     for name in options.heads:
         torch.testing.assert_close(targets[name].values, changed[name].values)
         torch.testing.assert_close(losses[name], changed_losses[name])
@@ -257,17 +257,23 @@ def test_losses_are_means_over_what_counts():
     targets = compute_targets(batch, recipe())
     values, weights = full(targets["displacement"])
     prediction = torch.randn(CLIPS, 17, 4 * STEPS * 2, generator=torch.Generator().manual_seed(1))
-    total, count = sums_and_counts({"displacement": prediction}, targets)["displacement"]
+    total = squared_errors({"displacement": prediction}, targets)["displacement"]
+    count = moments(targets["displacement"])[0].sum()
     errors = (prediction.double().numpy().reshape(values.shape) - values)[weights == 1]
     assert int(count) == (weights == 1).sum()
     np.testing.assert_allclose(float(total) / float(count), np.mean(errors**2), rtol=1e-5)
 
 
-def test_the_trivial_predictor_is_the_mean_of_each_value():
-    batch = make_batch(valid_share=1.1)
-    total, count = trivial_sums_and_counts(compute_targets(batch, recipe(normalise="none")))["displacement"]
-    raw = compute_targets(batch, recipe(normalise="none"))["displacement"].values.double().numpy()
-    np.testing.assert_allclose(float(total) / float(count), raw.reshape(-1, 24).var(0).mean(), rtol=1e-5)
+def test_the_trivial_predictor_is_the_mean_of_each_value_over_all_batches():
+    options = recipe(normalise="none")
+    targets = [compute_targets(make_batch(seed), options)["displacement"] for seed in range(3)]
+    summed = torch.stack([moments(target) for target in targets]).sum(0)
+    every = [full(target) for target in targets]
+    x = np.concatenate([values.reshape(-1, 24) for values, _ in every])
+    w = np.concatenate([weights.reshape(-1, 24) for _, weights in every])
+    mean = (w * x).sum(0) / w.sum(0)
+    np.testing.assert_allclose(float(constant_error(summed)), (w * (x - mean) ** 2).sum(), rtol=1e-6)
+    assert float(summed[0].sum()) == w.sum()
 
 
 def test_head_sizes_are_those_of_the_targets():

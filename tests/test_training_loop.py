@@ -22,10 +22,8 @@ from stand_in_training import (
     T,
     TinyModel,
     W,
-    constant_errors,
     log_lines,
     numbers,
-    squared_errors,
     stand_in_loader,
     stand_in_targets,
     train_stand_in,
@@ -361,7 +359,7 @@ def test_fp16_skips_a_step_that_overflows_while_its_scale_can_go_down(scale):
     task = Task(
         model=model, clip_size=(T, H, W), model_config={}, recipe={}, head_weights={"flow": 1.0}, clip_grad=None,
         clips_per_epoch=4, data={},
-        compute_targets=stand_in_targets, sums_and_counts=squared_errors, trivial_sums_and_counts=constant_errors,
+        compute_targets=stand_in_targets, head_sizes={"flow": 2},
         loader=lambda position: [],
     )  # fmt: skip
     optimizer = make_optimizer(model, RECIPE, batch_size=4)

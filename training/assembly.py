@@ -13,7 +13,6 @@ from data_specs.track_store import TrackStore
 from training.clips import ClipDataset, clip_loader
 from training.distributed import Group
 from training.interchange import load_encoder
-from training.losses import sums_and_counts, trivial_sums_and_counts
 from training.model import MaskedVideoModel, ModelConfig
 from training.recipe import PretrainRecipe
 from training.snapshot import draw_predictions
@@ -84,11 +83,10 @@ def build_task(choices: Choices, group: Group) -> Task:
         # how it is computed is no part of what it is
         model_config={**config.to_json(), "checkpoint_activations": False},
         recipe=recipe.to_json(),
+        head_sizes=config.heads,
         head_weights={name: head.weight for name, head in recipe.heads.items()},
         clip_grad=recipe.clip_grad,
         compute_targets=lambda batch: compute_targets(batch, recipe),
-        sums_and_counts=sums_and_counts,
-        trivial_sums_and_counts=trivial_sums_and_counts,
         loader=lambda position: clip_loader(
             dataset,
             batch_size=micro_batch,

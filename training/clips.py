@@ -7,7 +7,7 @@ Np tokens to predict.
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -123,9 +123,9 @@ class ClipDataset(Dataset[Batch]):
         """The clips at these positions; one video's, where they follow each other, are decoded together.
 
         `frames` uint8 (B, T, H, W, 3), RGB at the view's size; `visible`, `predict` int64 (B, Nv), (B, Np): indices of
-        tokens, ascending; `index` int64 (B,): the videos' positions in the list; what `ClipMotion.empty` says of
-        motion; `clip`: a list of B `Clip`; `skipped`: a list of the clips that could not be read, which take part in
-        none of the others, so that B is smaller for them. With B = 0 the first two lists are all there is.
+        tokens, ascending; what `ClipMotion.empty` says of motion; `clip`: a list of B `Clip`; `skipped`: a list of the
+        clips that could not be read, which take part in none of the others, so that B is smaller for them. With B = 0
+        the two lists are all there is.
         Raises StoreError where the track store is damaged.
         """
         recipe = self.recipe
@@ -147,7 +147,6 @@ class ClipDataset(Dataset[Batch]):
             kept["visible"], kept["predict"] = (
                 np.stack([getattr(drawn[b], tokens) for b in read]) for tokens in ("visible", "predict")
             )
-            kept["index"] = np.array([drawn[b].clip.index for b in read])
             batch |= {name: torch.from_numpy(values) for name, values in kept.items()}
         return batch
 
@@ -201,13 +200,13 @@ def clip_loader(
     workers: int = 0,
     position: int = 0,
     pin_memory: bool = False,
-) -> Iterator[Batch]:
+) -> Iterable[Batch]:
     """Endless batches of one rank: the m-th begins at position + (m * world_size + rank) * batch_size of the stream.
 
     workers: processes that read ahead; 0 reads in this one. They are started by `forkserver`, so that nothing that is
-    open here is shared with them.
+    open here is shared with them; take their batches through `StepBatches`, which ends them whatever happens.
     """
-    loader = DataLoader(
+    return DataLoader(
         dataset,
         batch_sampler=RankBatches(dataset.stream, batch_size, rank, world_size, position),
         num_workers=workers,
@@ -216,25 +215,6 @@ def clip_loader(
         worker_init_fn=_start_worker if workers else None,
         pin_memory=pin_memory,
     )
-    return LoadedBatches(loader)
-
-
-class LoadedBatches(Iterator[Batch]):
-    """What a loader gives. Where one of its workers fails, all of them end before its error is raised.
-
-    They end with the loader's iterator, which the error's traceback would keep alive, and ignore SIGTERM, by which
-    Python ends processes that are left: a program that ends by such an error would wait for them for ever.
-    """
-
-    def __init__(self, loader: DataLoader[Batch]) -> None:
-        self._batches: Iterator[Batch] = iter(loader)
-
-    def __next__(self) -> Batch:
-        try:
-            return next(self._batches)
-        except Exception as error:  # noqa: BLE001 (raised again)
-            self._batches = iter(())
-            raise error.with_traceback(None) from None
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -1,43 +1,52 @@
-"""Mean squared errors over what was measured, exact over any number of ranks and micro-batches."""
+"""Mean squared errors over what was measured (MME eq. 7), exact over any number of ranks and micro-batches.
+
+What is summed here is divided only when everything that makes up one optimisation step has been summed.
+"""
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from training.targets import Target
+
+class WeightedValues(Protocol):
+    """What a head should predict."""
+
+    @property
+    def values(self) -> Tensor:
+        """float32 (B, Np, ...)."""
+
+    @property
+    def weights(self) -> Tensor:
+        """0 where a value leaves the loss, else 1; broadcasts to the values."""
 
 
-def sums_and_counts(
-    predictions: Mapping[str, Tensor], targets: Mapping[str, Target]
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """For each head the sum of its squared errors over the values that count, and how many count (MME eq. 7).
+def squared_errors(predictions: Mapping[str, Tensor], targets: Mapping[str, WeightedValues]) -> dict[str, Tensor]:
+    """For each head the sum of its squared errors over the values that count, a scalar.
 
-    predictions: (B, Np, D) for each head. The loss of a head is the first divided by the second, where both have been
-    summed over everything that makes up one step.
+    predictions: (B, Np, D) for each head.
     """
     found = {}
     for name, target in targets.items():
         errors = predictions[name].float().reshape(target.values.shape) - target.values
-        found[name] = (target.weights * errors.square()).sum(), _each(target).sum()
+        found[name] = (target.weights * errors.square()).sum()
     return found
 
 
 @torch.no_grad()
-def trivial_sums_and_counts(targets: Mapping[str, Target]) -> dict[str, tuple[Tensor, Tensor]]:
-    """The same for the best constant: a predictor that gives every token the batch's mean target, value by value.
+def moments(target: WeightedValues) -> Tensor:
+    """float64 (3, D): of each of a token's D values the sums of weights, of weight * value and of weight * value²."""
+    weighted = target.weights * target.values
+    sums = target.weights.expand(target.values.shape), weighted, weighted * target.values
+    return torch.stack([each.flatten(2).sum((0, 1), dtype=torch.float64) for each in sums])
 
-    The mean is that of what is given, so with a few clips in a batch the constant is a little better than one that
-    knows no more than the whole data set's mean.
+
+def constant_error(summed: Tensor) -> Tensor:
+    """The squared error of the best constant, a scalar, from the `moments` (3, D) of all targets together.
+
+    That is a predictor which has learnt nothing but the mean of each value: what a loss is to be held against.
     """
-    found = {}
-    for name, target in targets.items():
-        count = _each(target).sum((0, 1))
-        mean = (target.weights * target.values).sum((0, 1)) / count.clamp(min=1)
-        found[name] = (target.weights * (target.values - mean).square()).sum(), count.sum()
-    return found
-
-
-def _each(target: Target) -> Tensor:
-    """The weight of each value."""
-    return target.weights.expand(target.values.shape)
+    counts, first, second = summed
+    errors: Tensor = second - first.square() / counts.clamp(min=1)
+    return errors.clamp(min=0).sum()

@@ -23,9 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from training.distributed import Group, gather_objects, sum_over_ranks
 from training.frames import normalise_frames
+from training.losses import constant_error, moments, squared_errors
 from training.optim import gradient_norm
 from training.step_batches import Batch
-from training.task import Precision, Predictions, Target, Targets, Task
+from training.task import Precision, Predictions, Targets, Task
 
 _NAMED = 8  # videos in a message
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -42,7 +43,7 @@ class StepResult:
     losses: dict[str, float | None]
     """Mean squared error of each head; None without a valid target in the whole batch."""
     trivial: dict[str, float | None]
-    """What a predictor would have that gives every token its micro-batch's mean target."""
+    """What the best constant would have: the mean of the step's targets, value by value."""
     loss: float
     """Their weighted sum, as it was minimised."""
     grad_norm: float
@@ -103,13 +104,14 @@ def optimise(
     heads = list(task.head_weights)
     with torch.no_grad():
         targets = [task.compute_targets(batch) for batch in batches]
-        counts = torch.zeros(len(heads), dtype=torch.float64, device=group.device)
-        trivial = torch.zeros_like(counts)
+        own_moments = {h: torch.zeros(3, task.head_sizes[h], dtype=torch.float64, device=group.device) for h in heads}
         for target in targets:
-            constant = task.trivial_sums_and_counts(target)
-            counts += torch.stack([_sum_of_weights(target[head]) for head in heads])
-            trivial += torch.stack([constant[head][0] for head in heads])
-    sum_over_ranks(counts)
+            for head in heads:
+                own_moments[head] += moments(target[head])
+    sizes = [3 * task.head_sizes[head] for head in heads]
+    summed_moments = torch.split(sum_over_ranks(torch.cat([own_moments[head].flatten() for head in heads])), sizes)
+    counts = torch.stack([of_head.view(3, -1)[0].sum() for of_head in summed_moments])
+    constant = torch.stack([constant_error(of_head.view(3, -1)) for of_head in summed_moments])
     # DistributedDataParallel averages the ranks' gradients, so each rank's share of the loss is taken world_size times
     scale = torch.tensor([task.head_weights[h] * group.world_size for h in heads], device=group.device)
     factors = scale / counts.clamp(min=1).float()
@@ -120,8 +122,8 @@ def optimise(
             with torch.autocast(group.device.type, _AUTOCAST[precision], enabled=precision != "fp32"):
                 predictions = model(normalise_frames(batch["frames"]), batch["visible"], batch["predict"])
             predictions = {head: value.float() for head, value in predictions.items()}
-            found = task.sums_and_counts(predictions, target)
-            errors = torch.stack([found[head][0] for head in heads])
+            found = squared_errors(predictions, target)
+            errors = torch.stack([found[head] for head in heads])
             scaler.scale((errors * factors).sum()).backward()  # type: ignore[no-untyped-call]
         sums += errors.detach()
         if given.keep and not first:
@@ -137,11 +139,11 @@ def optimise(
     clips = sum(len(batch["frames"]) for batch in batches)
     skipped = sum(len(batch["skipped"]) for batch in given.micro_batches)
     own = torch.tensor([clips, skipped, given.waited, given.signalled()], dtype=sums.dtype, device=group.device)
-    summed = sum_over_ranks(torch.cat([own, sums, trivial]))
+    summed = sum_over_ranks(torch.cat([own, sums]))
     # one wait for the device in a step. A bad number is found after the weights took it in, but those are never saved
-    numbers = torch.cat([norm.double()[None], summed, counts]).tolist()
+    numbers = torch.cat([norm.double()[None], summed, constant, counts]).tolist()
     grad_norm, all_clips, all_skipped, waited, signals = numbers[:5]
-    errors_of, trivial_of, counted = (numbers[5 + i * len(heads) : 5 + (i + 1) * len(heads)] for i in range(3))
+    errors_of, constant_of, counted = (numbers[5 + i * len(heads) : 5 + (i + 1) * len(heads)] for i in range(3))
     if all_clips == 0:
         _stop_without_clips(given)
     losses = _means(heads, errors_of, counted)
@@ -151,7 +153,7 @@ def optimise(
         _stop(given, {"loss": loss, **losses, "grad_norm": grad_norm})
     return StepResult(
         losses=losses,
-        trivial=_means(heads, trivial_of, counted),
+        trivial=_means(heads, constant_of, counted),
         loss=loss,
         grad_norm=grad_norm,
         clips=round(all_clips),
@@ -164,11 +166,6 @@ def optimise(
 
 def _means(heads: list[str], sums: list[float], counts: list[float]) -> dict[str, float | None]:
     return {head: total / count if count else None for head, total, count in zip(heads, sums, counts, strict=True)}
-
-
-def _sum_of_weights(target: Target) -> torch.Tensor:
-    """Of a head's values; float64, which counts them exactly."""
-    return target.weights.expand(target.values.shape).sum(dtype=torch.float64)
 
 
 def _synchronised(model: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[Any]:

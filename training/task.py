@@ -2,33 +2,21 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from training.losses import WeightedValues
 from training.step_batches import Batch
 
 Precision = Literal["bf16", "fp32", "fp16"]
 
 
-class Target(Protocol):
-    """What a head should predict."""
-
-    @property
-    def values(self) -> torch.Tensor:
-        """float32 (B, Np, ...)."""
-
-    @property
-    def weights(self) -> torch.Tensor:
-        """0 where a value leaves the loss, else 1; broadcasts to the values."""
-
-
-Targets = Mapping[str, Target]
+Targets = Mapping[str, WeightedValues]
 Predictions = dict[str, torch.Tensor]
-SumsAndCounts = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,16 +33,12 @@ class Task:
     """The resolved recipe, for the checkpoint."""
     head_weights: dict[str, float]
     """The heads, and their factors in the loss."""
+    head_sizes: dict[str, int]
+    """D, values that a head predicts for each token."""
     clip_grad: float | None
     """Largest norm of the gradient, or None."""
     compute_targets: Callable[[Batch], Any]
     """Targets by head, of a batch on the device."""
-    sums_and_counts: Callable[[Predictions, Any], SumsAndCounts]
-    """For each head the sum of weighted squared errors and the sum of weights, scalars; the former is 0, with a graph,
-    where all weights are."""
-    trivial_sums_and_counts: Callable[[Any], SumsAndCounts]
-    """The same, of targets alone, for a predictor that has learnt nothing but their mean: what a loss is to be held
-    against."""
     loader: Callable[[int], Iterable[Batch]]
     """This rank's endless micro-batches from a position (clips consumed by all ranks before). With w ranks and b clips
     in a micro-batch, micro-batch m of rank r has the clips from position + (m w + r) b on."""
