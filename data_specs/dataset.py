@@ -98,6 +98,8 @@ class VideoList:
     root: Path
     entries: tuple[VideoEntry, ...]
     start_stride: int
+    clip_stride: int = 4
+    flip: bool = True
 
     @property
     def digest(self) -> str:
@@ -168,7 +170,15 @@ def load_videos(
     path = Path(list_file) if list_file else folder / spec.lists[split]
     hint = "" if list_file else f" (the {split} list of {spec.name}; another one is given with --list)"
     entries = parse_list(_read(path, f"list {path}{hint}"), spec, where=f"list {path}", root=folder)
-    return VideoList(dataset=spec.name, split=split, root=folder, entries=entries, start_stride=spec.start_stride)
+    return VideoList(
+        dataset=spec.name,
+        split=split,
+        root=folder,
+        entries=entries,
+        start_stride=spec.start_stride,
+        clip_stride=spec.clip_stride,
+        flip=spec.flip,
+    )
 
 
 def root_folder(spec: DatasetSpec, root: str | None = None) -> Path:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import zarr
@@ -21,6 +21,8 @@ from data_specs.encoding import decode_flow, decode_histograms, decode_positions
 from data_specs.geometry import compensated_displacements, grid_points
 from data_specs.recipe import Recipe, RecipeError
 from data_specs.schema import FORMAT, VERSION, VideoMeta
+
+T = TypeVar("T")
 
 _SHARD_NAME = re.compile(r"(\d{5,})\.zarr")
 
@@ -40,13 +42,22 @@ class StoreInfo:
     num_videos: int
     num_shards: int
     software: dict[str, str]
+    clip_stride: int | None = None
+    """The data set's: frames from one frame of a training clip to the next. None in stores from before 0.3."""
+    flip: bool | None = None
+    """The data set's: whether a mirrored video is as good a training sample. None in stores from before 0.3."""
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in the file."""
         return {
             "format": FORMAT,
             "version": VERSION,
-            "dataset": {"name": self.dataset, "split": self.split},
+            "dataset": {
+                "name": self.dataset,
+                "split": self.split,
+                **({} if self.clip_stride is None else {"clip_stride": self.clip_stride}),
+                **({} if self.flip is None else {"flip": self.flip}),
+            },
             "list": {"sha256": self.list_sha256, "videos": self.num_videos},
             "shards": self.num_shards,
             "positions_in": self.recipe.positions_in,
@@ -70,12 +81,21 @@ class StoreInfo:
                 num_videos=int(fields["list"]["videos"]),
                 num_shards=int(fields["shards"]),
                 software={str(k): str(v) for k, v in fields["software"].items()},
+                clip_stride=_optional(fields["dataset"].get("clip_stride"), int),
+                flip=_optional(fields["dataset"].get("flip"), bool),
             )
         except (KeyError, TypeError, AttributeError, RecipeError) as error:
             raise StoreError(f"{where}: a field is missing or wrong: {error}") from error
         if info.recipe.start_stride is None:
             raise StoreError(f"{where}: recipe.start_stride is null; a store's recipe must give it")
         return info
+
+
+def _optional(value: Any, kind: type[T]) -> T | None:
+    """The value, where it is there; TypeError where it is of another type."""
+    if value is not None and type(value) is not kind:
+        raise TypeError(f"{value!r} is not of type {kind.__name__}")
+    return value
 
 
 def _present_fields(recipe: dict[str, Any]) -> dict[str, Any]:

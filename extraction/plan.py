@@ -101,6 +101,8 @@ def store_info(videos: VideoList, recipe: Recipe, num_shards: int, device: str =
         num_videos=len(videos.entries),
         num_shards=num_shards,
         software=software_versions(device),
+        clip_stride=videos.clip_stride,
+        flip=videos.flip,
     )
 
 

@@ -489,3 +489,24 @@ def test_fewer_steps_are_the_first_ones(root, store, dataset):
     few, all_of_them = alone(shorter[0]), alone(dataset[0])
     np.testing.assert_array_equal(few["displacement"], all_of_them["displacement"][..., :4, :])
     np.testing.assert_allclose(few["trajectory_hog"], all_of_them["trajectory_hog"][..., :4, :], rtol=1e-5)
+
+
+def test_flow_grows_with_the_view_and_so_do_hofs_lengths(dataset):
+    """At twice the size everything moves twice as far; still pixels stay as many, and gradients of flow as steep."""
+    heads = {name: HeadOptions(normalise="none") for name in ("flow", "hof", "mbh")}
+    video = video_called(dataset, "scene.avi")
+    views = [View(top=8, left=16, height=96, width=96, size=(side, side)) for side in (96, 192)]
+    recipes = [
+        dataclasses.replace(dataset.recipe, input_size=side, points_per_side=of) for side, of in ((96, 2), (192, 1))
+    ]
+    small, large = (
+        motion_of(ClipDataset(dataset.reader.path, dataset.root, recipe), video, [0, 4], view)
+        for recipe, view in zip(recipes, views, strict=True)
+    )
+    cells = small["cell_valid"]
+    assert cells.mean() > 0.7
+    np.testing.assert_array_equal(large["cell_valid"], cells)
+    np.testing.assert_allclose(large["flow"][cells], 2 * small["flow"][cells], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(large["hof"][cells][:, :8], 2 * small["hof"][cells][:, :8], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(large["hof"][cells][:, 8], small["hof"][cells][:, 8], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(large["mbh"][cells], small["mbh"][cells], rtol=1e-5, atol=1e-6)

@@ -1,9 +1,15 @@
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 
 from data_specs.dataset import DatasetError, DatasetSpec, dataset_names, load_spec, load_videos, parse_list
+from data_specs.recipe import load_recipe
+from data_specs.track_store import StoreError, StoreInfo
+from extraction.plan import store_info
+from training.recipe import load_recipe as training_recipe
+from training.store_fit import with_dataset_defaults
 
 ROOT = Path("/data/videos")
 SPEC = DatasetSpec(name="x", lists={"train": "train.csv"})
@@ -125,3 +131,26 @@ def test_shards_share_out_the_list_and_the_digest_follows_order(tmp_path):
     (tmp_path / "r.txt").write_text("".join(f"{i}.mp4\n" for i in reversed(range(11))))
     assert load_videos(str(tmp_path / "r.txt"), root=str(tmp_path)).digest != videos.digest
     assert videos.limited(4).digest != videos.digest
+
+
+def test_how_a_data_set_is_trained_on_goes_into_the_store_and_to_the_trainer(tmp_path):
+    """A spec of one's own says it; a shipped name says it for stores that do not."""
+    (tmp_path / "train.csv").write_text("a.mp4\n", encoding="utf-8")
+    spec = tmp_path / "mine.yaml"
+    spec.write_text("name: k400\nlists: {train: train.csv}\nclip_stride: 3\nflip: false\n", encoding="utf-8")
+    recipe = load_recipe("mme").resolved(2)
+    info = store_info(load_videos(str(spec), str(tmp_path)), recipe, 1)
+    asked = training_recipe("mme")
+    for read in (info, StoreInfo.from_json(info.to_json(), "store.json")):
+        found = with_dataset_defaults(asked, read)
+        assert (found.clip_stride, found.flip) == (3, False)
+    assert with_dataset_defaults(dataclasses.replace(asked, flip=True, clip_stride=2), info).clip_stride == 2
+    older = dataclasses.replace(info, dataset="ssv2", clip_stride=None, flip=None)
+    assert "flip" not in older.to_json()["dataset"]
+    found = with_dataset_defaults(asked, older)
+    assert (found.clip_stride, found.flip) == (3, False)
+    unknown = dataclasses.replace(older, dataset="other")
+    assert with_dataset_defaults(asked, unknown).clip_stride == 4
+    broken = info.to_json() | {"dataset": {"name": "k400", "split": "train", "clip_stride": "3"}}
+    with pytest.raises(StoreError, match="'3' is not of type int"):
+        StoreInfo.from_json(broken, "store.json")

@@ -3,6 +3,7 @@
 Axis legend: B clips, t tubelets, (Gh, Gw) points of the view's grid, L steps, C colour channels.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -113,6 +114,8 @@ class ClipMotion:
                 values = arrays[name].reshape(*arrays[name].shape[:3], 1, len(mirror))
                 scales = rows.scales[name] / self._stored.grid_stride**2
                 resampler.resample_histograms(flat, scales, measured, mirror, rows.asked, values, valid)
+                if name == "hof":  # lengths of flow, but for the last bin, which counts
+                    values[..., :FLOW_BINS] *= np.float32(math.sqrt(math.prod(resampler.view.scale)))
 
 
 def _clear(arrays: Arrays, tubelets: slice | NDArray[np.int64]) -> None:

@@ -13,10 +13,13 @@ class StoreFitError(ValueError):
 def with_dataset_defaults(recipe: PretrainRecipe, info: StoreInfo) -> PretrainRecipe:
     """The recipe with the clip stride and flips of the store's data set where it leaves them to it.
 
-    Data sets that are not shipped have those of `DatasetSpec`'s defaults.
+    A store from before 0.3 does not say them: the shipped data set of its name does, else `DatasetSpec`'s defaults.
     """
     spec = load_spec(info.dataset) if info.dataset in dataset_names() else DatasetSpec
-    return recipe.resolved(clip_stride=spec.clip_stride, flip=spec.flip)
+    return recipe.resolved(
+        clip_stride=spec.clip_stride if info.clip_stride is None else info.clip_stride,
+        flip=spec.flip if info.flip is None else info.flip,
+    )
 
 
 def predicted_steps(recipe: PretrainRecipe, info: StoreInfo) -> int:
