@@ -497,7 +497,8 @@ def test_flow_grows_with_the_view_and_so_do_hofs_lengths(dataset):
     video = video_called(dataset, "scene.avi")
     views = [View(top=8, left=16, height=96, width=96, size=(side, side)) for side in (96, 192)]
     recipes = [
-        dataclasses.replace(dataset.recipe, input_size=side, points_per_side=of) for side, of in ((96, 2), (192, 1))
+        dataclasses.replace(RECIPE, heads=heads, input_size=side, points_per_side=points)
+        for side, points in ((96, 2), (192, 1))
     ]
     small, large = (
         motion_of(ClipDataset(dataset.reader.path, dataset.root, recipe), video, [0, 4], view)
