@@ -14,9 +14,9 @@ demo: .venv/installed
 	$(BIN)/inspect-tracks $(DEMO)/store --render hand_held.avi --root $(DEMO)/videos --out $(DEMO)/hand_held.png
 	rm -rf $(DEMO)/run
 	$(BIN)/pretrain-motion --store $(DEMO)/store --root $(DEMO)/videos --recipe demo --model vit_tiny \
-		--steps 120 --batch-size 10 --figure-every 60 --device cpu --out $(DEMO)/run
+		--steps 200 --batch-size 10 --figure-every 100 --device cpu --out $(DEMO)/run
 	@echo "Open $(DEMO)/hand_held.png: trajectories in the image on the left, without the camera on the right."
-	@echo "Open $(DEMO)/run/figures/step-00000120.png: masked frames, true and predicted trajectories, frames."
+	@echo "Open $(DEMO)/run/figures/step-00000200.png: masked frames, true and predicted trajectories, frames."
 
 test: check
 	$(BIN)/python -m pytest

@@ -6,7 +6,7 @@ import math
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training.run_log import RunLog, cut_back, json_line
+from training.run_log import RunLog, cut_back, json_line, summary
 
 
 def line(step, **changed):
@@ -63,3 +63,13 @@ def test_tensorboard_has_the_curves_of_the_run_as_it_went_on(tmp_path):
     board.Reload()
     assert {"loss", "flow", "lr", "grad_norm", "clips_per_s", "wait_share"} <= set(board.Tags()["scalars"])
     assert [(event.step, event.value) for event in board.Scalars("flow")] == [(1, 100.0), (2, 7.0)]
+
+
+def test_a_summary_compares_the_ends_with_the_best_constant(tmp_path):
+    log = tmp_path / "log.jsonl"
+    lines = [{"step": n, "flow": None if n == 20 else 30.0 - n, "flow_trivial": 7.0, "hof": None} for n in range(1, 21)]
+    log.write_text("".join(json_line(line) for line in lines), encoding="utf-8")
+    assert summary(log, ["flow", "hof"]) == (
+        "flow 28.5000 -> 11.0000 (best constant 7.0000); "
+        "hof nothing measured -> nothing measured (best constant nothing measured)"
+    )

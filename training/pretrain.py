@@ -25,6 +25,7 @@ from training.loop import train
 from training.optim import CosineLRScheduler, make_optimizer, make_schedule, warmup_of
 from training.recipe import load_recipe, recipe_names
 from training.run_lock import only_trainer
+from training.run_log import summary
 from training.step import StoppedError
 from training.task import Precision, Settings, Task
 
@@ -237,6 +238,8 @@ def pretrain(run: Run, options: jsonargparse.Namespace, group: Group) -> int:
     if outcome == "interrupted":
         logger.info("interrupted and saved; the same command with --resume goes on from here")
         return EXIT_INTERRUPTED
+    if group.is_main:
+        logger.info("done: %s", summary(options.out / "log.jsonl", run.task.head_weights))
     return EXIT_DONE
 
 

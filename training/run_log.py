@@ -103,6 +103,22 @@ def json_line(fields: Mapping[str, Any]) -> str:
     return json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def summary(log: Path, heads: Iterable[str]) -> str:
+    """Each head's loss at a log's beginning and end, the means of a tenth of its steps, and the best constant's."""
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    tenth = max(1, len(lines) // 10)
+
+    def mean(name: str, part: list[dict[str, Any]]) -> str:
+        values = [line[name] for line in part if line.get(name) is not None]
+        return f"{sum(values) / len(values):.4f}" if values else "nothing measured"
+
+    first, last = lines[:tenth], lines[-tenth:]
+    return "; ".join(
+        f"{head} {mean(head, first)} -> {mean(head, last)} (best constant {mean(f'{head}_trivial', last)})"
+        for head in heads
+    )
+
+
 def cut_back(log: Path, step: int) -> None:
     """Drop a log's lines of steps after `step`, and a last line that a crash cut off; all at once or not at all."""
     if not log.exists():
