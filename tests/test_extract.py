@@ -287,7 +287,7 @@ def test_k400_needs_no_more_than_its_root_from_the_environment(clips, tmp_path, 
     monkeypatch.chdir(tmp_path)
     assert extract("--dataset", "k400", "--shards", 2) == 0
     info = json.loads((tmp_path / "k400-mme-object.tracks" / "store.json").read_text())
-    assert info["dataset"] == {"name": "k400", "split": "train"}
+    assert info["dataset"] == {"name": "k400", "split": "train", "clip_stride": 4, "flip": True}
     assert info["recipe"]["start_stride"] == 4
     assert info["recipe"]["flow"] == "dis"
 
