@@ -75,8 +75,10 @@ def build_task(choices: Choices, group: Group) -> Task:
         logger.info("%s", load_encoder(model, choices.init))
     micro_batch = choices.batch_size // (group.world_size * choices.accumulate)
     logger.info(
-        "%d videos, %d that failed in extraction are left out", len(dataset.reader.videos), len(dataset.reader.failed)
-    )
+        "%d videos, %d that failed in extraction are left out; clips of %d frames, %s apart, %s",
+        len(dataset.reader.videos), len(dataset.reader.failed), recipe.frames, recipe.clip_stride,
+        "half of them mirrored" if recipe.flip else "none mirrored",
+    )  # fmt: skip
     return Task(
         model=model.to(group.device),
         clip_size=(recipe.frames, recipe.input_size, recipe.input_size),
