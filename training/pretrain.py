@@ -196,7 +196,7 @@ def prepare(options: jsonargparse.Namespace, group: Group) -> Run | None:
         _check_same(kept, task, newest)
     steps_per_epoch = task.clips_per_epoch / options.batch_size
     epochs = options.epochs or recipe.epochs
-    steps = options.steps or max(1, round(epochs * steps_per_epoch))
+    steps = options.steps or -(-epochs * task.clips_per_epoch // options.batch_size)  # no video is seen less often
     if kept is not None and int(kept["step"]) >= steps:
         logger.info("%s is done: %d steps; more are asked for by --steps or --epochs", options.out, kept["step"])
         return None
