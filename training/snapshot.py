@@ -15,7 +15,7 @@ from torch import Tensor
 from data_specs.video import Frame
 from training.figure import Motion, draw_figure
 from training.recipe import PretrainRecipe
-from training.targets import Target
+from training.targets import Target, patches_of
 
 
 def draw_predictions(
@@ -52,8 +52,7 @@ def pasted_pixels(batch: Mapping[str, Any], recipe: PretrainRecipe, pixels: Tens
     frames, predict = batch["frames"], batch["predict"]
     b = len(frames)
     t, h, w = recipe.token_grid
-    split = frames.reshape(b, t, recipe.tubelet, h, recipe.patch, w, recipe.patch, 3)
-    patches = split.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, t * h * w, -1).clone()
+    patches = patches_of(frames, recipe).flatten(2).clone()
     values = (pixels.flatten(2) * 255).round().clamp(0, 255).to(torch.uint8)
     patches[torch.arange(b, device=predict.device)[:, None], predict] = values
     back = patches.reshape(b, t, h, w, recipe.tubelet, recipe.patch, recipe.patch, 3)

@@ -86,7 +86,7 @@ def _target(name: str, batch: dict[str, Any], recipe: PretrainRecipe) -> Target:
 def _whole_clip(name: str, batch: dict[str, Any], recipe: PretrainRecipe) -> tuple[Tensor, Tensor]:
     """Values (B, N, ...) of all tokens, and weights of as many axes that broadcast to them."""
     if name == "pixels":
-        patches = _patches(batch["frames"].float() / 255, recipe)
+        patches = patches_of(batch["frames"].float() / 255, recipe)
         return patches, patches.new_ones((*patches.shape[:2], 1, 1))
     if name == "hog":
         cells = image_hog(
@@ -100,8 +100,8 @@ def _whole_clip(name: str, batch: dict[str, Any], recipe: PretrainRecipe) -> tup
     return values, weights.reshape(weights.shape + (1,) * (values.ndim - weights.ndim))
 
 
-def _patches(frames: Tensor, recipe: PretrainRecipe) -> Tensor:
-    """Frames (B, T, H, W, 3) to (B, N, tubelet * patch * patch, 3)."""
+def patches_of(frames: Tensor, recipe: PretrainRecipe) -> Tensor:
+    """Frames (B, T, H, W, 3) to the pixels of each token, (B, N, tubelet * row * column, 3)."""
     b = frames.shape[0]
     t, h, w = recipe.token_grid
     split = frames.reshape(b, t, recipe.tubelet, h, recipe.patch, w, recipe.patch, 3)
