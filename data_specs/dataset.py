@@ -25,6 +25,7 @@ import jsonargparse
 import yaml
 
 from data_specs.demo_clips import render_demo_clips
+from data_specs.yaml_recipes import checked_fields
 
 ListFormat = Literal["auto", "path_label", "csv", "paths"]
 PATH_COLUMNS = ("path", "video_path", "video", "filename", "file")
@@ -141,10 +142,8 @@ def load_spec(file: str) -> DatasetSpec:
         raise DatasetError(f"{where}: not YAML: {error}") from error
     if not isinstance(fields, dict):
         raise DatasetError(f"{where}: must be a mapping of fields, is {type(fields).__name__}")
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(DatasetSpec)
     try:
-        return DatasetSpec(**vars(parser.parse_object(fields)))
+        return DatasetSpec(**checked_fields(DatasetSpec, fields))
     except (jsonargparse.ArgumentError, DatasetError, TypeError) as error:
         raise DatasetError(f"{where}: {error}") from error
 

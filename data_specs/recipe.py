@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import jsonargparse
 
-from data_specs.yaml_recipes import RecipeError, recipe_fields, shipped_names
+from data_specs.yaml_recipes import RecipeError, checked_fields, recipe_fields, shipped_names
 
 __all__ = ["CameraFeature", "Descriptor", "Flow", "Recipe", "RecipeError", "load_recipe", "recipe_names"]
 
@@ -121,10 +121,8 @@ class Recipe:
     @classmethod
     def from_json(cls, fields: dict[str, Any], where: str) -> "Recipe":
         """Check types and values of `fields`; `where` names their source in an error."""
-        parser = jsonargparse.ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(cls)
         try:
-            checked: dict[str, Any] = vars(parser.parse_object(fields))
+            checked = checked_fields(cls, fields)
             return cls(**{**checked, **{name: tuple(checked[name]) for name in _TUPLES}})
         except (jsonargparse.ArgumentError, RecipeError, TypeError) as error:
             raise RecipeError(f"{where}: {error}") from error

@@ -4,6 +4,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jsonargparse
 import yaml
 
 
@@ -22,6 +23,16 @@ def recipe_fields(name_or_file: str, package: str) -> dict[str, Any]:
     Raises RecipeError for an unknown name, a missing file, text that is not a YAML mapping, a circle of `extends`.
     """
     return _fields(name_or_file, package, seen=())
+
+
+def checked_fields(cls: type, fields: dict[str, Any], skip: set[str] | None = None) -> dict[str, Any]:
+    """The fields of the dataclass `cls` but for those to `skip`, of the right types, and defaults for the others.
+
+    Raises jsonargparse.ArgumentError for an unknown field or a wrong type.
+    """
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, skip=skip or set())
+    return dict(vars(parser.parse_object(fields)))
 
 
 def _fields(name_or_file: str, package: str, seen: tuple[str, ...]) -> dict[str, Any]:

@@ -27,10 +27,9 @@ from training.interrupts import ignore_in_worker
 from training.masks import sample_tokens, token_counts
 from training.multi_scale_crop import multi_scale_crop
 from training.recipe import PretrainRecipe
+from training.step_batches import Batch
 from training.store_fit import StoreFitError, check_store_fits, with_dataset_defaults
 from training.track_reader import TrackReader, VideoRecord
-
-Batch = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)

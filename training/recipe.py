@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import jsonargparse
 
-from data_specs.yaml_recipes import RecipeError, recipe_fields, shipped_names
+from data_specs.yaml_recipes import RecipeError, checked_fields, recipe_fields, shipped_names
 
 __all__ = ["HeadOptions", "PretrainRecipe", "RecipeError", "load_recipe", "recipe_names"]
 
@@ -223,19 +223,12 @@ class PretrainRecipe:
                 raise RecipeError(
                     f"heads: {', '.join(sorted(unknown))} unknown; there are {', '.join(get_args(HeadName))}"
                 )
-            options = {name: HeadOptions(**_checked(HeadOptions, head or {})) for name, head in heads.items()}
+            options = {name: HeadOptions(**checked_fields(HeadOptions, head or {})) for name, head in heads.items()}
             rest = {name: value for name, value in fields.items() if name != "heads"}
-            checked = _checked(cls, rest, skip={"heads"})
+            checked = checked_fields(cls, rest, skip={"heads"})
             return cls(heads=options, **{**checked, **{name: tuple(checked[name]) for name in _TUPLES}})
         except (jsonargparse.ArgumentError, RecipeError, TypeError, AttributeError) as error:
             raise RecipeError(f"{where}: {error}") from error
-
-
-def _checked(cls: type, fields: dict[str, Any], skip: set[str] | None = None) -> dict[str, Any]:
-    """The fields of a dataclass, with defaults, of the right types; raises jsonargparse.ArgumentError."""
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls, skip=skip or set())
-    return dict(vars(parser.parse_object(fields)))
 
 
 def recipe_names() -> list[str]:

@@ -13,8 +13,6 @@ from training.losses import WeightedValues
 from training.step_batches import Batch
 
 Precision = Literal["bf16", "fp32", "fp16"]
-
-
 Targets = Mapping[str, WeightedValues]
 Predictions = dict[str, torch.Tensor]
 

@@ -62,7 +62,7 @@ class TrackReader:
         opened = TrackStore(store)
         assert opened.info.recipe.start_stride is not None  # a store's recipe gives it
         self._start_stride = opened.info.recipe.start_stride
-        self.path, self.info = opened.path, opened.info
+        self._store, self.path, self.info = opened, opened.path, opened.info
         self._files = OpenFiles() if open_files is None else OpenFiles(open_files)
         self._shards: dict[int, ShardReader] = {}
         complete, count = opened.complete_shards, self.info.num_shards
@@ -210,7 +210,7 @@ class TrackReader:
         """A shard, opened in this process, and checked where reading builds on what another array says as well."""
         found = self._shards.get(shard)
         if found is None:
-            found = ShardReader(self.path / "shards" / f"{shard:05d}.zarr", self.info.recipe, self._files)
+            found = ShardReader(self._store.shard_path(shard), self.info.recipe, self._files)
             counts = (found.num_videos, found.num_starts, found.num_points)
             if counts != self._counts[shard]:
                 raise StoreError(f"{found.path}: has changed since the store was opened")
