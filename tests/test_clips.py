@@ -511,3 +511,20 @@ def test_flow_grows_with_the_view_and_so_do_hofs_lengths(dataset):
     np.testing.assert_allclose(large["hof"][cells][:, :8], 2 * small["hof"][cells][:, :8], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(large["hof"][cells][:, 8], small["hof"][cells][:, 8], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(large["mbh"][cells], small["mbh"][cells], rtol=1e-5, atol=1e-6)
+
+
+def test_what_no_head_needs_is_not_read(root, store, tmp_path):
+    """Shape alone, or short-term motion, comes from a store whose displacements and cameras are gone."""
+    bare = shutil.copytree(store, tmp_path / "s")
+    for shard in (bare / "shards").iterdir():
+        only_file(shard / "displacement").unlink()
+        only_file(shard / "camera" / "homography").unlink()
+    for heads in (("trajectory_hog",), ("flow", "hof", "mbh")):
+        recipe = dataclasses.replace(RECIPE, heads={name: HeadOptions() for name in heads})
+        whole, part = (alone(ClipDataset(path, root, recipe, seed=5)[0]) for path in (store, bare))
+        for name in heads:
+            np.testing.assert_array_equal(part[name], whole[name])
+    with pytest.raises(StoreError, match="camera/homography/c/.*: cannot be opened"):
+        ClipDataset(bare, root, RECIPE, seed=5)[0]
+    with pytest.raises(StoreError, match="displacement/c/.*: cannot be opened"):
+        ClipDataset(bare, root, dataclasses.replace(RECIPE, remove_camera=False), seed=5)[0]

@@ -58,6 +58,7 @@ class ClipMotion:
             frames,
             hog="trajectory_hog" in recipe.heads,
             descriptors=self._descriptors,
+            displacement="displacement" in arrays,
             remove_camera=recipe.remove_camera,
         )
         if begun is None:

@@ -30,8 +30,8 @@ class StoredRows:
     """Pixels of the tracked frame from one grid point to the next."""
     asked: NDArray[np.int64]
     """(R,): which of the frames that were asked for row r begins in."""
-    displacement: Runs
-    """int16 (P, L, 2), x and y in units of 1/64 px."""
+    displacement: Runs | None
+    """int16 (P, L, 2), x and y in units of 1/64 px; None where it was not asked for."""
     valid: Runs
     """bool (P, L + 1)."""
     homography: Runs | None
@@ -50,6 +50,7 @@ class StoredRows:
         displacements have no meaning. Raises StoreError for a homography that cannot be inverted, IndexError for more
         than there is.
         """
+        assert self.displacement is not None
         rows, columns = window or (range(self.grid[0]), range(self.grid[1]))
         most = self.displacement.values.shape[1]
         if (

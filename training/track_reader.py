@@ -145,12 +145,14 @@ class TrackReader:
         *,
         hog: bool,
         descriptors: Sequence[str] = (),
+        displacement: bool = True,
         remove_camera: bool = True,
         length: int | None = None,
     ) -> StoredRows | None:
         """What `rows` gives, in the store's own coding and in one piece, for whoever needs but a part of the grid.
 
-        None where in none of `frames` a trajectory begins; arguments and errors are those of `rows`.
+        None where in none of `frames` a trajectory begins; arguments and errors are those of `rows`. Without
+        `displacement` it has no steps, and neither they nor the camera are read.
         """
         recipe = self.info.recipe
         self._check_request(hog, descriptors, remove_camera, recipe.length if length is None else length)
@@ -173,7 +175,7 @@ class TrackReader:
             return np.asarray(values[first])
 
         homography = None
-        if remove_camera and recipe.positions_in == "image":
+        if displacement and remove_camera and recipe.positions_in == "image":
             homography = reader.array("camera/homography").read_runs(of_rows, 1)
         points = {name: read(name) for name in (*(["hog"] if hog else []), *descriptors)}
         if descriptors:
@@ -183,7 +185,7 @@ class TrackReader:
             grid=(rows, columns),
             grid_stride=recipe.grid_stride,
             asked=np.array([n for n, _ in found]),
-            displacement=read("displacement"),
+            displacement=read("displacement") if displacement else None,
             valid=_read_flags(reader, "valid", of_points, count),
             homography=homography,
             points=points,
