@@ -524,7 +524,7 @@ def test_what_no_head_needs_is_not_read(root, store, tmp_path):
         whole, part = (alone(ClipDataset(path, root, recipe, seed=5)[0]) for path in (store, bare))
         for name in heads:
             np.testing.assert_array_equal(part[name], whole[name])
-    with pytest.raises(StoreError, match="camera/homography/c/.*: cannot be opened"):
+    with pytest.raises(StoreError, match=r"camera/homography/c/.*: cannot be opened"):
         ClipDataset(bare, root, RECIPE, seed=5)[0]
-    with pytest.raises(StoreError, match="displacement/c/.*: cannot be opened"):
+    with pytest.raises(StoreError, match=r"displacement/c/.*: cannot be opened"):
         ClipDataset(bare, root, dataclasses.replace(RECIPE, remove_camera=False), seed=5)[0]
