@@ -13,13 +13,26 @@ import jsonargparse
 
 from data_specs.yaml_recipes import RecipeError, checked_fields, recipe_fields, shipped_names
 
-__all__ = ["CameraFeature", "Descriptor", "Flow", "Recipe", "RecipeError", "load_recipe", "recipe_names"]
+__all__ = [
+    "CameraFeature",
+    "Descriptor",
+    "Flow",
+    "Precision",
+    "Recipe",
+    "RecipeError",
+    "TrackerName",
+    "load_recipe",
+    "recipe_names",
+]
 
+TrackerName = Literal["flow", "cotracker3"]
 Flow = Literal["tvl1", "tvl1-fast", "tvl1-pyramid", "tvl1-opencv", "dis"]
-CameraFeature = Literal["surf", "sift", "orb", "corners"]
+CameraFeature = Literal["surf", "sift", "orb", "corners", "tracks"]
 Descriptor = Literal["flow", "hof", "mbh"]
+Precision = Literal["fp32", "bf16"]
 
 _TUPLES = ("camera_features", "descriptors")  # JSON has lists
+_OF_POINTS = ("support_grid", "refinements", "visible_above", "precision", "compiled")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,27 +51,46 @@ class Recipe:
     """Distance of the grid's points; 8 puts four of them into a 16 x 16 patch (MME's K = 4)."""
     short_side: int = 256
     """Videos are tracked at this short side; smaller ones are left as they are."""
+    tracker: TrackerName = "flow"
+    """What measures the motion: `flow`, dense flow, integrated into trajectories; `cotracker3`, the points themselves
+    (Karaev et al. 2024), with a visibility and a confidence at every position. Its code and weights are CC-BY-NC-4.0,
+    not for commercial use, and are not part of this project."""
     flow: Flow = "tvl1"
     """Dense flow, compared in docs/methods.md: `tvl1`, TV-L1 from a first pass by DIS; `tvl1-fast`, with fewer
     iterations; `tvl1-pyramid`, from a first pass by TV-L1 at half the resolution, the one that runs on a GPU;
-    `tvl1-opencv`, OpenCV's twice, for comparison; `dis`, DIS alone (preset medium)."""
+    `tvl1-opencv`, OpenCV's twice, for comparison; `dis`, DIS alone (preset medium). Tracker flow alone."""
     positions_in: Literal["image", "stabilised"] = "image"
     """`image`: a point follows its object through the video's own frames, and the camera's part is recorded beside
     it. `stabilised`: a point moves by the camera-free residual flow alone, as MME publishes it."""
     remove_camera: bool = True
-    """Estimate the camera's homography and measure the flow again on the rectified frame (MME, appendix A)."""
+    """Estimate the camera's homography; with flow, measure that again on the rectified frame (MME, appendix A)."""
     camera_features: tuple[CameraFeature, ...] = ("surf", "corners")
-    """What the homography is estimated from: matched features, and corners carried by the first flow."""
+    """What the homography is estimated from: matched features; `corners`, carried by the first flow (tracker flow
+    alone); `tracks`, the row's own points where they are valid (any other tracker)."""
     ransac_px: float = 1.0
     """Largest reprojection error of an inlier of the homography."""
     min_inliers: int = 25
     """A homography with fewer inliers than this is not used: the identity is, and is recorded as such."""
     forward_backward: bool = False
     """Measure the flow backward too, and end a trajectory where the two disagree: something covers the point
-    (Sundaram, Brox & Keutzer 2010)."""
+    (Sundaram, Brox & Keutzer 2010). Tracker flow alone."""
     detect_cuts: bool = True
     """Find the frames at which a shot begins, record them, and end every trajectory that would cross one. Needed for
     edited videos only; where a video has no cut it changes nothing but a quarter to half a millisecond per frame."""
+    support_grid: int = 0
+    """Of cotracker3: side of a square grid of points that are tracked along, over the whole frame, for the network to
+    see more of the scene's motion (6 in its predictor); they are not stored. 0: none."""
+    refinements: int = 6
+    """Of cotracker3: updates of the tracks, each by the network's estimate of what they still lack (6 in its
+    predictor)."""
+    visible_above: float = 0.6
+    """Of cotracker3: a point is valid where visibility * confidence is above this, it is inside the frame, and no cut
+    lies before it; in its first frame always. Rule and value are those of its evaluation and its online predictor."""
+    precision: Precision = "fp32"
+    """Of cotracker3: what its network computes in."""
+    compiled: bool = False
+    """Of cotracker3: compile its network (torch.compile): minutes at first, faster from then on, and not the same to
+    the last bit."""
     hog: bool = True
     """Store histograms of oriented gradients along the trajectories (MME eq. 5)."""
     hog_window: int = 8
@@ -70,7 +102,8 @@ class Recipe:
     """Descriptors to store of the flow from a row's first frame to that of its next position, for each cell of the
     grid: the short-term baselines of MME's table 5. `flow`: its mean; `hof`: histogram of its orientations (9 bins);
     `mbh`: motion boundary histograms of its x and y components (2 x 8 bins). The camera's motion is out of them where
-    it was removed. Without interpolation the paper measures over the clip's stride: frame_step 4."""
+    it was removed. Without interpolation the paper measures over the clip's stride: frame_step 4.
+    Tracker flow alone."""
     hof_still_px: float = 0.4
     """`hof` counts pixels that move by less than this from one position to the next in a bin of their own, the ninth
     (0.4 in Wang & Schmid's released code)."""
@@ -86,13 +119,16 @@ class Recipe:
                 ("short_side", 16),
                 ("min_inliers", 4),
                 ("hog_window", 1),
+                ("support_grid", 0),
+                ("refinements", 1),
             ]
             if (value := getattr(self, field)) is not None and value < least
         ]
         if not self.ransac_px > 0:
             problems.append(f"ransac_px is {self.ransac_px}, must be more than 0")
         if self.remove_camera and not self.camera_features:
-            problems.append("camera_features is empty: name at least one of surf, sift, orb, corners")
+            of_tracker = "corners" if self.tracker == "flow" else "tracks"
+            problems.append(f"camera_features is empty: name at least one of surf, sift, orb, {of_tracker}")
         if len(set(self.camera_features)) != len(self.camera_features):
             problems.append(f"camera_features names a feature twice: {', '.join(self.camera_features)}")
         if len(set(self.descriptors)) != len(self.descriptors):
@@ -101,8 +137,42 @@ class Recipe:
             problems.append(f"hof_still_px is {self.hof_still_px}, must be 0 or more")
         if not self.remove_camera and self.positions_in == "stabilised":
             problems.append("positions_in is stabilised, which needs remove_camera: true")
+        if not 0 <= self.visible_above < 1:
+            problems.append(f"visible_above is {self.visible_above}, must be 0 or more and less than 1")
+        problems += self._without_points() if self.tracker == "flow" else self._without_flow()
         if problems:
             raise RecipeError(f"recipe {self.name}: " + "; ".join(problems))
+
+    def _without_points(self) -> list[str]:
+        """Options that need a tracker of points, where there is flow."""
+        found = []
+        given = [name for name in _OF_POINTS if getattr(self, name) != getattr(Recipe, name)]
+        if given:
+            found.append(f"{', '.join(given)}: of tracker cotracker3 alone, tracker is flow")
+        if "tracks" in self.camera_features:
+            found.append("camera_features names tracks, which tracker flow has none of; take corners")
+        return found
+
+    def _without_flow(self) -> list[str]:
+        """Options that need dense flow, where a tracker of points measures none."""
+        found = []
+        if self.flow != Recipe.flow:
+            found.append(f"flow is {self.flow}, tracker {self.tracker} measures none; leave it out")
+        if self.positions_in != "image":
+            found.append(f"positions_in is {self.positions_in}, those of tracker {self.tracker} are in the image")
+        if self.forward_backward:
+            found.append(f"forward_backward is true, which checks flow; tracker {self.tracker} measures none")
+        if "corners" in self.camera_features:
+            found.append("camera_features names corners, which flow carries; take tracks")
+        if self.descriptors:
+            names = ", ".join(self.descriptors)
+            found.append(f"descriptors names {names}, which describe flow; tracker {self.tracker} measures none")
+        return found
+
+    @property
+    def motion(self) -> str:
+        """What measures the motion, in words: `flow tvl1`, `tracker cotracker3`."""
+        return f"flow {self.flow}" if self.tracker == "flow" else f"tracker {self.tracker}"
 
     @property
     def span(self) -> int:

@@ -76,7 +76,7 @@ class VideoMeta:
 
 def array_specs(recipe: Recipe) -> dict[str, ArraySpec]:
     """The arrays that a shard of this recipe holds, by name. Fill values cannot occur as data."""
-    length = recipe.length
+    length, is_tracked = recipe.length, recipe.tracker != "flow"
     specs = [
         ArraySpec("video/index", "int64", "video", -1),
         ArraySpec("video/num_frames", "int32", "video", -1),
@@ -90,8 +90,13 @@ def array_specs(recipe: Recipe) -> dict[str, ArraySpec]:
         ArraySpec("camera/homography", "float32", "start", float("nan"), (length, 3, 3), ("step", "row", "column")),
         ArraySpec("camera/estimated", "uint8", "start", 255, (length,), ("step",)),
         ArraySpec("displacement", "int16", "point", -32768, (length, 2), ("step", "xy"), (("unit_px", UNIT_PX),)),
-        ArraySpec("valid", "uint8", "point", 255, (length + 1,), ("position",), (("valid_returns", False),)),
+        ArraySpec("valid", "uint8", "point", 255, (length + 1,), ("position",), (("valid_returns", is_tracked),)),
     ]
+    if is_tracked:
+        specs += [
+            ArraySpec(name, "float16", "point", float("nan"), (length + 1,), ("position",))
+            for name in ("visibility", "confidence")
+        ]
     if recipe.detect_cuts:
         specs += [
             ArraySpec("video/first_cut", "int64", "video_offset", -1),
@@ -126,6 +131,8 @@ STREAMED = (
     "camera/estimated",
     "displacement",
     "valid",
+    "visibility",
+    "confidence",
     "hog",
     "cell_measured",
     "flow",

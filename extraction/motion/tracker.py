@@ -16,10 +16,14 @@ class RowTracks:
 
     `start`: the frame in which they begin.
     `positions`: float64 (N, L + 1, 2), x and y in pixels of the tracked frame.
-    `valid`: bool (N, L + 1), where the point is inside the frame, measured and not found to be covered.
+    `valid`: bool (N, L + 1), where the point is inside the frame, measured and not found to be covered. By flow, a
+    point that is lost stays lost, where it was; with any other tracker it may come back, and its positions meanwhile
+    are the tracker's estimate.
     `homographies`: float64 (L, 3, 3), the camera's G of each step: a still point at x in the frame of step k is at
     G x in the frame of step k + 1. `estimated`: bool (L,), false where G is the identity for want of an estimate.
     `descriptors`: those of the flow across the first step, where the recipe asks for them; None where there is no flow.
+    `visibility`, `confidence`: float32 (N, L + 1), each within [0, 1], as the tracker gives them, before any threshold:
+    whether the point is seen, and whether its position is right. None with flow, which has neither.
     """
 
     start: int
@@ -28,6 +32,8 @@ class RowTracks:
     homographies: NDArray[np.float64]
     estimated: NDArray[np.bool_]
     descriptors: FlowDescriptors | None = None
+    visibility: NDArray[np.float32] | None = None
+    confidence: NDArray[np.float32] | None = None
 
 
 class Tracker(Protocol):
