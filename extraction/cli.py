@@ -15,6 +15,7 @@ from data_specs.recipe import Flow, Recipe, RecipeError, load_recipe, recipe_nam
 from data_specs.track_store import StoreError, StoreInfo
 from extraction.commit import ShardFolder, begin_store, check_store
 from extraction.kernels import compile_kernels
+from extraction.motion.cotracker3.weights import CoTrackerError, Weights, check_package, find_weights
 from extraction.motion.gpu.device import check_recipe, device_count, parse_device, why_missing
 from extraction.plan import ShardPlan, estimate, parse_shards, plan_shards, store_info
 from extraction.progress import Progress
@@ -85,6 +86,11 @@ def build_parser() -> jsonargparse.ArgumentParser:
         help="where the motion is measured; cuda takes a recipe such as mme-object-gpu",
     )  # fmt: skip
     add(
+        "--checkpoint", type=str | None, metavar="FILE|hub",
+        help="weights of tracker cotracker3, or hub for its published ones (CC-BY-NC 4.0: not for commercial use); the "
+        "store keeps their SHA-256",
+    )  # fmt: skip
+    add(
         "--workers-per-gpu", type=int, default=4, metavar="N",
         help="with --executor ray: videos that share a CUDA device, so that it need not wait for the decoding",
     )  # fmt: skip
@@ -137,8 +143,9 @@ def extract_tracks(options: jsonargparse.Namespace) -> int:
         recipe = replace(recipe, flow=options.flow)
     recipe = recipe.resolved(videos.start_stride)
     device = _checked_device(options, recipe)
+    weights = _checked_weights(options, recipe)
     store = options.out or Path(f"{videos.dataset}-{recipe.name}.tracks")
-    info = store_info(videos, recipe, options.shards, device)
+    info = store_info(videos, recipe, options.shards, device, weights.sha256 if weights else None)
     if options.dry_run:
         check_store(store, info)
     else:
@@ -152,7 +159,7 @@ def extract_tracks(options: jsonargparse.Namespace) -> int:
         return EXIT_DONE
     pending = [plan for plan in plans if plan.needs_assembly]
     if pending:
-        summary = _run(pending, videos, info, store, device, options)
+        summary = _run(pending, videos, info, store, device, weights, options)
         logger.info("%s", summarise(summary))
     return _exit_status(plan_shards(store, videos, options.shards, shards, retry_failed=False))
 
@@ -173,6 +180,19 @@ def _checked_device(options: jsonargparse.Namespace, recipe: Recipe) -> str:
     return device
 
 
+def _checked_weights(options: jsonargparse.Namespace, recipe: Recipe) -> Weights | None:
+    """The weights of the recipe's tracker; raises ValueError where they, or what they are for, are not there."""
+    if recipe.tracker == "flow":
+        if options.checkpoint is not None:
+            raise ValueError(f"--checkpoint {options.checkpoint}: recipe {recipe.name} has no tracker with weights")
+        return None
+    try:
+        check_package()
+        return find_weights(options.checkpoint)
+    except CoTrackerError as error:
+        raise ValueError(str(error)) from error
+
+
 def _shared_by_ray(device: str) -> tuple[str, int]:
     """The device's name in workers, to which Ray shows the one they are given, and how many this machine has."""
     if device == "cpu" or os.environ.get("RAY_ADDRESS"):
@@ -191,6 +211,7 @@ def _run(
     info: StoreInfo,
     store: Path,
     device: str,
+    weights: Weights | None,
     options: jsonargparse.Namespace,
 ) -> RunSummary:
     if any(plan.todo for plan in plans):
@@ -215,6 +236,7 @@ def _run(
             stall_seconds=options.stall_seconds,
             progress=progress,
             device=device,
+            weights=weights,
         )
     finally:
         progress.close()

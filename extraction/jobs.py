@@ -25,6 +25,7 @@ from data_specs.track_store import TrackShard
 from data_specs.video import FrameTooSmallError, Video, VideoError, VideoTooShortError
 from extraction.commit import ShardFolder
 from extraction.cuts import ShotFrames
+from extraction.motion.cotracker3.weights import Weights
 from extraction.partial import PartialError, PartialFile, PartialWriter
 from extraction.process_video import process_video
 from extraction.shard_writer import ShardVideo, VideoSource, write_shard
@@ -55,6 +56,8 @@ class VideoJob:
     """A video on which nothing has gone forward for so long is given up, and its process with it."""
     device: str = "cpu"
     """Where the motion is measured, see `process_video`."""
+    weights: Weights | None = None
+    """Of a tracker that is a network."""
 
     def failure(self, stage: str, error: BaseException, tries: int = 1) -> Failure:
         """The record of this job's failure."""
@@ -188,7 +191,7 @@ def _extract(job: VideoJob, path: Path, timer: StageTimer) -> tuple[int, int]:
         raise FrameTooSmallError(video.path, f"frames are {height}x{width}; they must be {least}x{least} or larger")
     frames = ShotFrames(video, recipe.detect_cuts, timer)
     with replacing(path) as temporary, PartialWriter(temporary) as writer:
-        for row in process_video(frames, recipe, timer, job.device):
+        for row in process_video(frames, recipe, timer, job.device, job.weights):
             with timer("write"):
                 writer.append(row)
         if writer.num_rows == 0:

@@ -15,6 +15,7 @@ from data_specs.video import Frame
 from extraction.cuts import ShotFrames
 from extraction.flow_descriptors import nothing_measured
 from extraction.hog import GradientMap, gradient_map, window_histograms
+from extraction.motion.cotracker3.weights import Weights
 from extraction.motion.flow_tracker import FlowTracker
 from extraction.motion.gpu.device import BATCH, open_device
 from extraction.motion.tracker import RowTracks, Tracker
@@ -24,23 +25,37 @@ EncodedRow = dict[str, NDArray[np.generic]]
 """One start row: the arrays of `schema.STREAMED` by name, (1, ...) for a start array, (N, ...) for a point array."""
 
 
-def make_tracker(recipe: Recipe, stage: Stage, device: str = "cpu") -> Tracker:
-    """A tracker for one video. device: `cuda` and `cuda:N` measure the motion there, in batches."""
+def make_tracker(recipe: Recipe, stage: Stage, device: str = "cpu", weights: Weights | None = None) -> Tracker:
+    """A tracker for one video. device: `cuda` and `cuda:N` measure the motion there, in batches.
+
+    weights: of a tracker that is a network; they are read once in a process.
+    """
+    # torch takes seconds to import
+    if recipe.tracker == "cotracker3":
+        from extraction.motion.cotracker3.package import open_network  # noqa: PLC0415
+        from extraction.motion.cotracker3.window_tracker import WindowTracker  # noqa: PLC0415
+
+        if weights is None:
+            raise ValueError(f"recipe {recipe.name}: tracker {recipe.tracker} needs weights")
+        network = open_network(weights, device, recipe.refinements, recipe.precision, recipe.compiled)
+        return WindowTracker(recipe, network, stage)
     if device == "cpu":
         return FlowTracker(recipe, stage)
-    from extraction.motion.gpu.two_pass import TwoPass  # noqa: PLC0415 (torch takes seconds to import)
+    from extraction.motion.gpu.two_pass import TwoPass  # noqa: PLC0415
 
     measure = TwoPass(recipe, open_device(device)).pair_motions
     return FlowTracker(recipe, stage, batch=BATCH, measure_pairs=measure)
 
 
-def process_video(frames: ShotFrames, recipe: Recipe, stage: Stage, device: str = "cpu") -> Iterator[EncodedRow]:
+def process_video(
+    frames: ShotFrames, recipe: Recipe, stage: Stage, device: str = "cpu", weights: Weights | None = None
+) -> Iterator[EncodedRow]:
     """Yield the start rows of a video in order, encoded as the store keeps them.
 
     frames: all frames of the video at the tracked size, RGB uint8 (H, W, 3), taken one by one, and where a shot begins.
-    recipe: with its start stride resolved. device: see `make_tracker`.
+    recipe: with its start stride resolved. device, weights: see `make_tracker`.
     """
-    tracker = make_tracker(recipe, stage, device)
+    tracker = make_tracker(recipe, stage, device, weights)
     window = _GradientWindow(recipe, tracker.lookback)
     for frame, begins_shot in frames:
         window.push(frame)

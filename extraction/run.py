@@ -11,6 +11,7 @@ from data_specs.failures import Failure
 from data_specs.recipe import Recipe
 from extraction.commit import ShardFolder
 from extraction.jobs import Job, Result, ShardJob, ShardResult, VideoJob, VideoResult, run_job
+from extraction.motion.cotracker3.weights import Weights
 from extraction.plan import ShardPlan
 from extraction.progress import Progress
 
@@ -95,6 +96,7 @@ def run(
     stall_seconds: float,
     progress: Progress,
     device: str = "cpu",
+    weights: Weights | None = None,
 ) -> RunSummary:
     """Do everything in `plans`; returns when every shard in it is complete."""
     summary = RunSummary()
@@ -114,6 +116,7 @@ def run(
             attempts=attempts,
             stall_seconds=stall_seconds,
             device=device,
+            weights=weights,
         )
 
     def shard_job(shard: int) -> ShardJob:

@@ -5,6 +5,8 @@ Importing this imports no torch, which takes seconds and is not wanted on the CP
 
 import importlib.metadata
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from data_specs.recipe import Recipe
@@ -80,6 +82,23 @@ def open_device(device: str) -> "torch.device":
     if ":" in device:
         torch.cuda.set_device(device)  # Triton launches on the current one, whatever its tensors are on
     return torch.device(device)
+
+
+@contextmanager
+def device_errors(device: "torch.device", over: str) -> Iterator[None]:
+    """Raise DeviceError where the device runs out of memory over something, or breaks down."""
+    import torch  # noqa: PLC0415
+
+    # what CUDA's errors are raised as; older versions of torch have no class for them, and the CPU's are no device's
+    broken: type[Exception] = getattr(torch, "AcceleratorError", RuntimeError if device.type == "cuda" else DeviceError)
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"--device {device}: out of memory over {over}; take fewer --workers-per-gpu: {str(error).splitlines()[0]}"
+        ) from error
+    except broken as error:
+        raise DeviceError(f"--device {device}: {str(error).splitlines()[0]}") from error
 
 
 def device_count(device: str) -> int:

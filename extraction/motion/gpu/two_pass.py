@@ -21,14 +21,11 @@ from extraction.motion.flow_tracker import PairMotion, TrackedFrame
 from extraction.motion.gpu import eager
 from extraction.motion.gpu.batched_tvl1 import HalfResolution, check_scale, finest_scales, loops_for
 from extraction.motion.gpu.corners import find_corners
-from extraction.motion.gpu.device import MOST_PIXELS, DeviceError
+from extraction.motion.gpu.device import MOST_PIXELS, device_errors
 from extraction.motion.gpu.homographies import adjugate, apply_homographies, estimate_homographies
 from extraction.motion.gpu.resampling import box_mean
 from extraction.motion.occlusion import ABSOLUTE, RELATIVE
 from extraction.motion.rectification import EDGE_PX
-
-# what CUDA's errors are raised as; older versions of torch have no class for them
-_BROKEN: type[Exception] = getattr(torch, "AcceleratorError", RuntimeError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,20 +66,14 @@ class TwoPass:
     def _measure_at_once(self, pairs: Sequence[tuple[TrackedFrame, TrackedFrame]]) -> list[PairMotion]:
         frames = {id(frame): frame for pair in pairs for frame in pair}
         place = {key: number for number, key in enumerate(frames)}
-        try:
+        height, width = pairs[0][0].gray.shape
+        with device_errors(self._device, f"{len(pairs)} pairs of {height}x{width}"):
             grays = torch.from_numpy(np.stack([frame.gray for frame in frames.values()])).to(self._device)
             first, second = (torch.tensor([place[id(p[side])] for p in pairs], device=self._device) for side in (0, 1))
             motion = self.measure(grays[first].float(), grays[second].float())
             flow, first_flow = (_on_host(f.permute(0, 2, 3, 1)) for f in (motion.flow, motion.first_flow))
             measured, visible = _on_host(motion.measured), _on_host(motion.visible)
             homographies, estimated = _on_host(motion.homographies), _on_host(motion.estimated)
-        except torch.OutOfMemoryError as error:
-            raise DeviceError(
-                f"--device {self._device}: out of memory over {len(pairs)} pairs of {pairs[0][0].gray.shape[0]}x"
-                f"{pairs[0][0].gray.shape[1]}; take fewer --workers-per-gpu: {str(error).splitlines()[0]}"
-            ) from error
-        except _BROKEN as error:
-            raise DeviceError(f"--device {self._device}: {str(error).splitlines()[0]}") from error
         return [
             PairMotion(
                 flow[i], measured[i], visible[i], CameraMotion(homographies[i], bool(estimated[i])), first_flow[i]
