@@ -242,7 +242,7 @@ def describe(plans: Sequence[ShardPlan], videos: VideoList, recipe: Recipe, stor
         f"shards     {len(plans)}, {sum(p.complete for p in plans)} of them complete",
         f"to do      {todo} videos; {sum(p.failed for p in plans)} have failed before"
         + ("" if not any(p.failed for p in plans) else " (--retry-failed tries those again)"),
-        f"recipe     {recipe.name}, flow {recipe.flow}, a start row every {recipe.start_stride} frames",
+        f"recipe     {recipe.name}, {recipe.motion}, a start row every {recipe.start_stride} frames",
         f"estimate   {guess.frames:,.0f} frames, {guess.stored_bytes / 1e6:,.1f} MB, from {guess.sampled} of them",
     ]
     return "\n".join(lines) + "\n"

@@ -91,8 +91,10 @@ def _processor() -> str:
     return str(numba.config.CPU_NAME or llvmlite.binding.get_host_cpu_name())
 
 
-def store_info(videos: VideoList, recipe: Recipe, num_shards: int, device: str = "cpu") -> StoreInfo:
-    """What store.json says of a store of these videos."""
+def store_info(
+    videos: VideoList, recipe: Recipe, num_shards: int, device: str = "cpu", *, weights_sha256: str | None = None
+) -> StoreInfo:
+    """What store.json says of a store of these videos. weights_sha256: of the tracker's weights, if it has any."""
     return StoreInfo(
         dataset=videos.dataset,
         split=videos.split,
@@ -103,6 +105,7 @@ def store_info(videos: VideoList, recipe: Recipe, num_shards: int, device: str =
         software=software_versions(device),
         clip_stride=videos.clip_stride,
         flip=videos.flip,
+        weights_sha256=weights_sha256,
     )
 
 
