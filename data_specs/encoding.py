@@ -5,8 +5,10 @@ from numpy.typing import NDArray
 
 from data_specs.schema import UNIT_PX
 
-MAX_STEP_PX = 32767 * UNIT_PX
-"""Longest step that a displacement can hold, along either axis (just under 512 px)."""
+MOST_UNITS = 32767
+"""Longest step that a displacement can hold, along either axis, in units of 1/64 px."""
+MAX_STEP_PX = MOST_UNITS * UNIT_PX
+"""The same in pixels, just under 512."""
 HISTOGRAM_LEVELS = 254
 """The largest code of a histogram; 255 is the fill value."""
 
@@ -21,9 +23,23 @@ def encode_positions(positions: NDArray[np.floating]) -> NDArray[np.int16]:
     units = np.rint((positions - positions[:, :1]) / UNIT_PX)
     steps = np.diff(units, axis=1)
     # rounding can push a step of just MAX_STEP_PX over by one unit
-    if steps.size and not np.abs(steps).max() <= 32767:
+    if steps.size and not np.abs(steps).max() <= MOST_UNITS:
         raise ValueError(f"a step of {np.abs(steps).max() * UNIT_PX} px; the longest that fits is {MAX_STEP_PX} px")
     return steps.astype(np.int16)
+
+
+def within_reach(positions: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Positions (N, L + 1, 2) in pixels as near as displacements come, which hold `MAX_STEP_PX` along either axis.
+
+    A point that is estimated farther away follows by the longest steps there are until it is there. Returns the
+    positions, float64, unchanged wherever they can be, and bool (N, L + 1), where that is.
+    """
+    units = np.rint((positions - positions[:, :1]) / UNIT_PX)
+    nearest = units.copy()
+    for k in range(1, units.shape[1]):
+        nearest[:, k] = nearest[:, k - 1] + np.clip(units[:, k] - nearest[:, k - 1], -MOST_UNITS, MOST_UNITS)
+    reached = (nearest == units).all(axis=-1)
+    return np.where(reached[..., None], positions, positions[:, :1] + nearest * UNIT_PX), reached
 
 
 def decode_positions(displacement: NDArray[np.int16], first: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -35,7 +51,7 @@ def decode_positions(displacement: NDArray[np.int16], first: NDArray[np.floating
 def encode_flow(flow: NDArray[np.floating]) -> NDArray[np.int16]:
     """Flow (N, 2) in pixels to units of 1/64 px. Raises ValueError where it does not fit."""
     units = np.rint(flow / UNIT_PX)
-    if units.size and not np.abs(units).max() <= 32767:
+    if units.size and not np.abs(units).max() <= MOST_UNITS:
         raise ValueError(f"a flow of {np.abs(flow).max()} px; the longest that fits is {MAX_STEP_PX} px")
     return np.asarray(units.astype(np.int16))
 

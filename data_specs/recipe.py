@@ -14,6 +14,7 @@ import jsonargparse
 from data_specs.yaml_recipes import RecipeError, checked_fields, recipe_fields, shipped_names
 
 __all__ = [
+    "POINT_OPTIONS",
     "CameraFeature",
     "Descriptor",
     "Flow",
@@ -31,8 +32,10 @@ CameraFeature = Literal["surf", "sift", "orb", "corners", "tracks"]
 Descriptor = Literal["flow", "hof", "mbh"]
 Precision = Literal["fp32", "bf16"]
 
+POINT_OPTIONS = ("support_grid", "refinements", "visible_above", "precision", "compiled")
+"""Fields that only a tracker of points has a use for; away from their defaults they are refused with flow."""
+
 _TUPLES = ("camera_features", "descriptors")  # JSON has lists
-_OF_POINTS = ("support_grid", "refinements", "visible_above", "precision", "compiled")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,7 +149,7 @@ class Recipe:
     def _without_points(self) -> list[str]:
         """Options that need a tracker of points, where there is flow."""
         found = []
-        given = [name for name in _OF_POINTS if getattr(self, name) != getattr(Recipe, name)]
+        given = [name for name in POINT_OPTIONS if getattr(self, name) != getattr(Recipe, name)]
         if given:
             found.append(f"{', '.join(given)}: of tracker cotracker3 alone, tracker is flow")
         if "tracks" in self.camera_features:

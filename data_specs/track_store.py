@@ -46,6 +46,8 @@ class StoreInfo:
     """The data set's: frames from one frame of a training clip to the next. None in stores from before 0.3."""
     flip: bool | None = None
     """The data set's: whether a mirrored video is as good a training sample. None in stores from before 0.3."""
+    weights_sha256: str | None = None
+    """SHA-256 of the file of weights that a tracker's network was given, in hexadecimal. None where it has none."""
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in the file."""
@@ -62,6 +64,7 @@ class StoreInfo:
             "shards": self.num_shards,
             "positions_in": self.recipe.positions_in,
             "recipe": self.recipe.to_json(),
+            **({} if self.weights_sha256 is None else {"weights": {"sha256": self.weights_sha256}}),
             "software": self.software,
         }
 
@@ -72,6 +75,7 @@ class StoreInfo:
             raise StoreError(f"{where}: is not a track store's ({FORMAT})")
         if fields.get("version") != VERSION:
             raise StoreError(f"{where}: version {fields.get('version')!r}; this software reads version {VERSION}")
+        weights = fields.get("weights")
         try:
             info = cls(
                 dataset=str(fields["dataset"]["name"]),
@@ -83,6 +87,7 @@ class StoreInfo:
                 software={str(k): str(v) for k, v in fields["software"].items()},
                 clip_stride=_optional(fields["dataset"].get("clip_stride"), int),
                 flip=_optional(fields["dataset"].get("flip"), bool),
+                weights_sha256=None if weights is None else _optional(weights["sha256"], str),
             )
         except (KeyError, TypeError, AttributeError, RecipeError) as error:
             raise StoreError(f"{where}: a field is missing or wrong: {error}") from error
@@ -116,12 +121,13 @@ class TrackRow:
 
     `frame`: the first frame, an index into the video's frames.
     `positions`: float64 (N, L + 1, 2), x and y in pixels of the tracked frame.
-    `valid`: bool (N, L + 1).
+    `valid`: bool (N, L + 1). By a tracker, a point may come back, and positions meanwhile are its estimate.
     `homographies`: float64 (L, 3, 3), G of each step; `estimated`: bool (L,), whether it was measured.
     `hog`: float32 (N, L, 9 C), or None where the store has none.
     `cell_measured`: bool (N,), `flow`: float32 (N, 2) in pixels, `hof`: float32 (N, 9), `mbh`: float32 (N, 2, 8):
     descriptors of the flow across the first step in each point's cell; None where the store has none. Where
     `cell_measured` is false they have no meaning.
+    `visibility`, `confidence`: float32 (N, L + 1) within [0, 1], as the tracker gave them; None where flow did not.
     """
 
     frame: int
@@ -135,6 +141,8 @@ class TrackRow:
     flow: NDArray[np.float32] | None = None
     hof: NDArray[np.float32] | None = None
     mbh: NDArray[np.float32] | None = None
+    visibility: NDArray[np.float32] | None = None
+    confidence: NDArray[np.float32] | None = None
 
     @property
     def displacements(self) -> NDArray[np.float64]:
@@ -265,8 +273,14 @@ class TrackShard:
             estimated=self.read("camera/estimated", row, row + 1)[0] == 1,
             positions_in=self.recipe.positions_in,
             hog=histograms,
+            visibility=self._estimate("visibility", first, last),
+            confidence=self._estimate("confidence", first, last),
             **(self._descriptors(row) if descriptors else {}),
         )
+
+    def _estimate(self, name: str, first: int, last: int) -> NDArray[np.float32] | None:
+        """What a tracker says of the positions of points first:last; None where it is flow."""
+        return None if self.recipe.tracker == "flow" else self.read(name, first, last).astype(np.float32)
 
     def _histograms(self, name: str, row: int) -> NDArray[np.float32]:
         scale = float(self.read(f"start/{name}_scale", row, row + 1)[0])

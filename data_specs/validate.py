@@ -16,6 +16,7 @@ from data_specs.failures import read_failures
 from data_specs.geometry import grid_points, grid_size, start_frames, tracked_size
 from data_specs.schema import UNIT_PX, ArraySpec, VideoMeta, array_specs
 from data_specs.track_store import StoreError, TrackShard, TrackStore
+from data_specs.validate_estimates import estimate_problems
 
 _ROWS_AT_A_TIME = 64
 _CODECS = ["bytes", "blosc", "crc32c"]
@@ -216,13 +217,13 @@ class _ShardCheck:
         else:
             yield from self._check_cuts(data, meta, where)
         yield from self._check_camera(data, where)
-        yield from self._check_tracks(data, meta.frame_size, where)
+        yield from self._check_tracks(data, meta, where)
         yield from self._check_descriptors(data, where)
 
     def _check_cuts(self, data: dict[str, NDArray[Any]], meta: VideoMeta, where: str) -> Iterator[str]:
         """Whether nothing is measured between frames of two shots."""
         length, step = self.recipe.length, self.recipe.frame_step
-        shots = np.searchsorted(meta.cuts, data["start/frame"][:, None] + step * np.arange(length + 1), side="right")
+        shots = self._shots(data, meta)
         crosses = shots[:, 1:] != shots[:, :-1]
         valid = data["valid"].reshape(len(shots), -1, length + 1)
         for name, measured in [
@@ -237,6 +238,11 @@ class _ShardCheck:
                     f"frame {cut}"
                 )
 
+    def _shots(self, data: dict[str, NDArray[Any]], meta: VideoMeta) -> NDArray[np.int64]:
+        """(S, L + 1): how many cuts lie before each position of each row, or at it."""
+        frames = data["start/frame"][:, None] + self.recipe.frame_step * np.arange(self.recipe.length + 1)
+        return np.searchsorted(meta.cuts, frames, side="right")
+
     def _check_camera(self, data: dict[str, NDArray[Any]], where: str) -> Iterator[str]:
         estimated, homography = data["camera/estimated"], data["camera/homography"]
         if (estimated > 1).any():
@@ -246,31 +252,41 @@ class _ShardCheck:
         elif (homography[estimated == 0] != np.eye(3)).any():
             yield f"{where}: camera/homography is not the identity where it was not estimated"
 
-    def _check_tracks(self, data: dict[str, NDArray[Any]], frame_size: tuple[int, int], where: str) -> Iterator[str]:
-        valid, displacement = data["valid"], data["displacement"]
+    def _check_tracks(self, data: dict[str, NDArray[Any]], meta: VideoMeta, where: str) -> Iterator[str]:
+        valid = data["valid"]
         if (valid > 1).any():
             yield f"{where}: valid holds {valid.max()}, must be 0 or 1"
             return
         if (valid[:, 0] == 0).any():
             yield f"{where}: a grid point is not valid in the frame in which it starts"
+        if "hog" in data and not (np.isfinite(data["start/hog_scale"]) & (data["start/hog_scale"] >= 0)).all():
+            yield f"{where}: start/hog_scale holds {data['start/hog_scale'].min()}, must be 0 or more and finite"
+        grid = grid_points(meta.frame_size, self.recipe.grid_stride)
+        positions = decode_positions(data["displacement"], np.tile(grid, (len(valid) // len(grid), 1)))
+        # positions were rounded by up to half a unit after they were found to be inside, or outside
+        maybe_inside, inside = (_within(positions, meta.frame_size, by) for by in (UNIT_PX / 2, -UNIT_PX / 2))
+        if (~maybe_inside & (valid == 1)).any():
+            point, k = np.argwhere(~maybe_inside & (valid == 1))[0]
+            yield f"{where}: point {point} is valid at step {k} at {positions[point, k].tolist()}, outside the frame"
+        if self.recipe.tracker == "flow":
+            yield from self._check_lost(data, where)
+        else:
+            shots = self._shots(data, meta)
+            after_cut = np.repeat(shots > shots[:, :1], len(grid), axis=0)
+            for problem in estimate_problems(data, self.recipe, inside, after_cut):
+                yield f"{where}: {problem}"
+            if "hog" in data and data["hog"][~maybe_inside[:, :-1]].any():
+                yield f"{where}: a histogram is not 0 where its point is outside the frame"
+
+    def _check_lost(self, data: dict[str, NDArray[Any]], where: str) -> Iterator[str]:
+        """With flow, a point that is lost stays lost, and has nothing any more."""
+        valid = data["valid"]
         if (np.diff(valid.astype(np.int8), axis=1) > 0).any():
             yield f"{where}: valid comes back after it was lost, and valid_returns is false"
-        if displacement[valid[:, 1:] == 0].any():
+        if data["displacement"][valid[:, 1:] == 0].any():
             yield f"{where}: a displacement is not 0 where its step is not valid"
-        if "hog" in data:
-            if data["hog"][valid[:, :-1] == 0].any():
-                yield f"{where}: a histogram is not 0 where its point is not valid"
-            if not (np.isfinite(data["start/hog_scale"]) & (data["start/hog_scale"] >= 0)).all():
-                yield f"{where}: start/hog_scale holds {data['start/hog_scale'].min()}, must be 0 or more and finite"
-        grid = grid_points(frame_size, self.recipe.grid_stride)
-        positions = decode_positions(displacement, np.tile(grid, (len(valid) // len(grid), 1)))
-        # positions were rounded by up to half a unit after they were found to be inside
-        height, width = frame_size
-        limits = np.array([width - 1, height - 1]) + UNIT_PX / 2
-        inside = ((positions >= -UNIT_PX / 2) & (positions <= limits)).all(axis=-1)
-        if (~inside & (valid == 1)).any():
-            point, k = np.argwhere(~inside & (valid == 1))[0]
-            yield f"{where}: point {point} is valid at step {k} at {positions[point, k].tolist()}, outside the frame"
+        if "hog" in data and data["hog"][valid[:, :-1] == 0].any():
+            yield f"{where}: a histogram is not 0 where its point is not valid"
 
     def _check_descriptors(self, data: dict[str, NDArray[Any]], where: str) -> Iterator[str]:
         if "cell_measured" not in data:
@@ -284,6 +300,12 @@ class _ShardCheck:
             scale = data.get(f"start/{name}_scale")
             if scale is not None and not (np.isfinite(scale) & (scale >= 0)).all():
                 yield f"{where}: start/{name}_scale holds {scale.min()}, must be 0 or more and finite"
+
+
+def _within(positions: NDArray[np.float64], frame_size: tuple[int, int], px: float) -> NDArray[np.bool_]:
+    """Which positions lie in the frame, made wider by so much on each side."""
+    height, width = frame_size
+    return np.asarray(((positions >= -px) & (positions <= np.array([width - 1, height - 1]) + px)).all(axis=-1))
 
 
 def _is_fill(values: NDArray[Any], spec: ArraySpec) -> NDArray[np.bool_]:

@@ -145,7 +145,7 @@ def extract_tracks(options: jsonargparse.Namespace) -> int:
     device = _checked_device(options, recipe)
     weights = _checked_weights(options, recipe)
     store = options.out or Path(f"{videos.dataset}-{recipe.name}.tracks")
-    info = store_info(videos, recipe, options.shards, device, weights.sha256 if weights else None)
+    info = store_info(videos, recipe, options.shards, device, weights_sha256=weights.sha256 if weights else None)
     if options.dry_run:
         check_store(store, info)
     else:
@@ -188,7 +188,11 @@ def _checked_weights(options: jsonargparse.Namespace, recipe: Recipe) -> Weights
         return None
     try:
         check_package()
-        return find_weights(options.checkpoint)
+        weights = find_weights(options.checkpoint)
+        from extraction.motion.cotracker3.package import load_model  # noqa: PLC0415 (it imports torch)
+
+        load_model(weights.path)  # a file of something else is refused before there is a store
+        return weights
     except CoTrackerError as error:
         raise ValueError(str(error)) from error
 
@@ -264,7 +268,7 @@ def describe(plans: Sequence[ShardPlan], videos: VideoList, recipe: Recipe, stor
         f"shards     {len(plans)}, {sum(p.complete for p in plans)} of them complete",
         f"to do      {todo} videos; {sum(p.failed for p in plans)} have failed before"
         + ("" if not any(p.failed for p in plans) else " (--retry-failed tries those again)"),
-        f"recipe     {recipe.name}, flow {recipe.flow}, a start row every {recipe.start_stride} frames",
+        f"recipe     {recipe.name}, {recipe.motion}, a start row every {recipe.start_stride} frames",
         f"estimate   {guess.frames:,.0f} frames, {guess.stored_bytes / 1e6:,.1f} MB, from {guess.sampled} of them",
     ]
     return "\n".join(lines) + "\n"

@@ -48,7 +48,7 @@ def begin_store(path: Path, info: StoreInfo) -> None:
 
 
 def check_store(path: Path, info: StoreInfo) -> None:
-    """Check that a folder is free, or a store that was begun with the same videos, recipe and shards.
+    """Check that a folder is free, or a store that was begun with the same videos, recipe, weights and shards.
 
     Raises StoreError naming both values of everything that differs. Other software versions are only warned of.
     """
@@ -86,6 +86,7 @@ def _settings(a: StoreInfo, b: StoreInfo) -> list[tuple[str, object, object]]:
         ("videos in the list", a.num_videos, b.num_videos),
         ("SHA-256 of the list", a.list_sha256, b.list_sha256),
         ("shards", a.num_shards, b.num_shards),
+        ("SHA-256 of the tracker's weights", a.weights_sha256 or "none", b.weights_sha256 or "none"),
         *((f"recipe.{field}", recipe_a[field], recipe_b[field]) for field in recipe_a),
     ]
 

@@ -147,9 +147,10 @@ def summarise(store: TrackStore) -> str:
     failures = Counter(failure.error for _, failure in _failures(store))
     lines = [
         f"store        {store.path}: {info.dataset} {info.split}, {info.num_videos} videos in {info.num_shards} shards",
-        f"recipe       {info.recipe.name}: flow {info.recipe.flow}, L {info.recipe.length}, frame step "
+        f"recipe       {info.recipe.name}: {info.recipe.motion}, L {info.recipe.length}, frame step "
         f"{info.recipe.frame_step}, start stride {info.recipe.start_stride}, grid {info.recipe.grid_stride} px, "
         f"positions in the {info.recipe.positions_in.replace('stabilised', 'stabilised frame')}",
+        *([f"weights      SHA-256 {info.weights_sha256}"] if info.weights_sha256 else []),
         f"shards       {len(complete)} complete, {len(missing)} missing"
         + (f" ({_ranges(missing)})" if missing else ""),
         f"videos       {videos} done, {sum(failures.values())} failed",

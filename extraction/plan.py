@@ -19,6 +19,7 @@ from data_specs.recipe import Recipe
 from data_specs.schema import array_specs
 from data_specs.track_store import StoreInfo
 from extraction.commit import ShardFolder
+from extraction.motion.cotracker3.weights import network_versions
 from extraction.motion.gpu.device import device_versions
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class Estimate:
     stored_bytes: float
 
 
-def software_versions(device: str = "cpu") -> dict[str, str]:
+def software_versions(device: str = "cpu", tracker: str = "flow") -> dict[str, str]:
     """Versions of everything that can change a store's bytes, the processor that kernels are compiled for, and the
     device that does the work if it is not that.
     """
@@ -84,6 +85,7 @@ def software_versions(device: str = "cpu") -> dict[str, str]:
         "python": platform.python_version(),
         "processor": _processor(),
         **device_versions(device),
+        **(network_versions() if tracker == "cotracker3" else {}),
     }
 
 
@@ -91,8 +93,10 @@ def _processor() -> str:
     return str(numba.config.CPU_NAME or llvmlite.binding.get_host_cpu_name())
 
 
-def store_info(videos: VideoList, recipe: Recipe, num_shards: int, device: str = "cpu") -> StoreInfo:
-    """What store.json says of a store of these videos."""
+def store_info(
+    videos: VideoList, recipe: Recipe, num_shards: int, device: str = "cpu", *, weights_sha256: str | None = None
+) -> StoreInfo:
+    """What store.json says of a store of these videos. weights_sha256: of the tracker's weights, if it has any."""
     return StoreInfo(
         dataset=videos.dataset,
         split=videos.split,
@@ -100,9 +104,10 @@ def store_info(videos: VideoList, recipe: Recipe, num_shards: int, device: str =
         list_sha256=videos.digest,
         num_videos=len(videos.entries),
         num_shards=num_shards,
-        software=software_versions(device),
+        software=software_versions(device, recipe.tracker),
         clip_stride=videos.clip_stride,
         flip=videos.flip,
+        weights_sha256=weights_sha256,
     )
 
 

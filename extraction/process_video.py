@@ -3,12 +3,14 @@
 Memory is bounded by the frames between a trajectory's first and last step, however long the video is.
 """
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_specs.encoding import encode_flow, encode_histograms, encode_positions
+from data_specs.encoding import encode_flow, encode_histograms, encode_positions, within_reach
+from data_specs.geometry import grid_points, inside_frame
 from data_specs.recipe import Recipe
 from data_specs.schema import HOG_BINS
 from data_specs.video import Frame
@@ -55,7 +57,17 @@ def process_video(
     frames: all frames of the video at the tracked size, RGB uint8 (H, W, 3), taken one by one, and where a shot begins.
     recipe: with its start stride resolved. device, weights: see `make_tracker`.
     """
-    tracker = make_tracker(recipe, stage, device, weights)
+    yield from encode_rows(frames, make_tracker(recipe, stage, device, weights), recipe, stage)
+
+
+def encode_rows(
+    frames: Iterable[tuple[Frame, bool]], tracker: Tracker, recipe: Recipe, stage: Stage
+) -> Iterator[EncodedRow]:
+    """Yield the start rows that `tracker`, a new one, finds in a video, encoded as the store keeps them.
+
+    frames: all frames of the video in order, RGB uint8 (H, W, 3), each with whether a shot begins with it.
+    Raises ValueError, naming what, the point, the step and the frame, for a row that the recipe's store cannot hold.
+    """
     window = _GradientWindow(recipe, tracker.lookback)
     for frame, begins_shot in frames:
         window.push(frame)
@@ -66,6 +78,11 @@ def process_video(
 
 
 def _encode(row: RowTracks, window: "_GradientWindow", recipe: Recipe, stage: Stage) -> EncodedRow:
+    is_tracked = recipe.tracker != "flow"
+    if is_tracked:
+        _check_estimates(row, recipe, window.frame_size)
+        positions, reached = within_reach(row.positions)
+        row = dataclasses.replace(row, positions=positions, valid=row.valid & reached)
     encoded: EncodedRow = {
         "start/frame": np.array([row.start], dtype=np.int32),
         "camera/homography": row.homographies[None].astype(np.float32),
@@ -74,6 +91,8 @@ def _encode(row: RowTracks, window: "_GradientWindow", recipe: Recipe, stage: St
     with stage("encode"):
         encoded["displacement"] = encode_positions(row.positions)
         encoded["valid"] = row.valid.astype(np.uint8)
+        if is_tracked:
+            encoded |= {name: values.astype(np.float16) for name, values in _estimates(row).items()}
     if recipe.hog:
         with stage("hog"):
             hog = window.histograms(row)
@@ -84,6 +103,33 @@ def _encode(row: RowTracks, window: "_GradientWindow", recipe: Recipe, stage: St
         with stage("encode"):
             encoded |= _encode_descriptors(row, recipe)
     return encoded
+
+
+def _estimates(row: RowTracks) -> dict[str, NDArray[np.float32]]:
+    """What a tracker says of its positions, (N, L + 1) each; empty where it says nothing."""
+    found = {"visibility": row.visibility, "confidence": row.confidence}
+    return {name: values for name, values in found.items() if values is not None}
+
+
+def _check_estimates(row: RowTracks, recipe: Recipe, frame_size: tuple[int, int]) -> None:
+    """Raise ValueError for what the arrays of a tracker cannot hold."""
+    where, estimates = f"tracker {recipe.tracker}, row at frame {row.start}", _estimates(row)
+    if missing := [name for name in ("visibility", "confidence") if name not in estimates]:
+        raise ValueError(f"{where}: gave no {' and no '.join(missing)}")
+    checks: list[tuple[str, NDArray[np.floating], str, NDArray[np.bool_]]] = [
+        ("position", row.positions, "finite", np.asarray(np.isfinite(row.positions).all(axis=-1))),
+        *((name, values, "0 to 1", np.asarray((values >= 0) & (values <= 1))) for name, values in estimates.items()),
+    ]
+    for name, values, must, good in checks:
+        if not good.all():
+            point, k = (int(i) for i in np.argwhere(~good)[0])
+            raise ValueError(
+                f"{where}: the {name} of point {point} at step {k}, in frame {row.start + k * recipe.frame_step}, is "
+                f"{values[point, k].tolist()}, must be {must}; {np.count_nonzero(~good)} of {good.size} are not"
+            )
+    grid = grid_points(frame_size, recipe.grid_stride)
+    if not np.array_equal(row.positions[:, 0], grid):  # the store has steps alone, which begin there
+        raise ValueError(f"{where}: its points do not begin at the grid's, {grid[0].tolist()} ... {grid[-1].tolist()}")
 
 
 def _encode_descriptors(row: RowTracks, recipe: Recipe) -> EncodedRow:
@@ -106,8 +152,10 @@ class _GradientWindow:
         self._frames: dict[int, Frame] = {}
         self._gradients: dict[int, GradientMap] = {}
         self._count = 0
+        self.frame_size = (0, 0)
 
     def push(self, frame: Frame) -> None:
+        self.frame_size = (frame.shape[0], frame.shape[1])
         if not self._recipe.hog:
             return
         self._frames[self._count] = frame
@@ -117,14 +165,19 @@ class _GradientWindow:
         self._count += 1
 
     def histograms(self, row: RowTracks) -> NDArray[np.float32]:
-        """HOG at steps 0 ... L - 1, float32 (N, L, 9 C); zeros where the point is not valid."""
+        """HOG at steps 0 ... L - 1, float32 (N, L, 9 C); zeros where it is not measured.
+
+        Along flow it is where the point is valid; elsewhere its position means nothing. A tracker estimates one
+        always: it is measured wherever that is inside the frame.
+        """
         length, channels = self._recipe.length, self._recipe.hog_channels
         hog = np.empty((len(row.positions), length, HOG_BINS * channels), dtype=np.float32)
         for k in range(length):
             index = row.start + k * self._recipe.frame_step
             if index not in self._gradients:
                 self._gradients[index] = gradient_map(self._frames[index], channels)
-            hog[:, k] = window_histograms(
-                self._gradients[index], row.positions[:, k], row.valid[:, k], self._recipe.hog_window
-            )
+            points, measured = row.positions[:, k], row.valid[:, k]
+            if self._recipe.tracker != "flow":
+                measured = inside_frame(points, self.frame_size)
+            hog[:, k] = window_histograms(self._gradients[index], points, measured, self._recipe.hog_window)
         return hog

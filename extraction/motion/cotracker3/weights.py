@@ -52,6 +52,11 @@ def package_version() -> str:
     return f"{installed.version} ({commit})" if commit else installed.version
 
 
+def network_versions() -> dict[str, str]:
+    """What the network adds to a store's software versions."""
+    return {"torch": importlib.metadata.version("torch"), "cotracker": package_version()}
+
+
 def find_weights(checkpoint: str | None) -> Weights:
     """The weights that `--checkpoint FILE` or `--checkpoint hub` names; those of the hub are downloaded once.
 

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_specs.encoding import MAX_STEP_PX
 from data_specs.geometry import grid_points, inside_frame
 from data_specs.recipe import Recipe
 from data_specs.video import Frame
@@ -135,16 +134,13 @@ class WindowTracker:
         confidence: NDArray[np.float32],
     ) -> RowTracks:
         recipe = self._recipe
-        if not (np.isfinite(points).all() and np.isfinite(visibility).all() and np.isfinite(confidence).all()):
-            raise FloatingPointError(f"CoTracker3 gave numbers that are not finite for the window from frame {start}")
         in_shot = np.array(frames) == start + recipe.frame_step * np.arange(len(frames))
         positions = points.astype(np.float64) / to_network(self._frame_size, self._network.resolution)
         positions[:, 0] = self._grid
         last = int(in_shot.nonzero()[0][-1])
         positions[:, last + 1 :] = positions[:, last, None]
-        positions, as_found = _within_reach(positions)
         visibility, confidence = visibility * in_shot, confidence * in_shot
-        valid = inside_frame(positions, self._frame_size) & as_found & in_shot
+        valid = inside_frame(positions, self._frame_size) & in_shot
         valid &= visibility * confidence > recipe.visible_above
         valid[:, 0] = True
         homographies, estimated = np.tile(np.eye(3), (recipe.length, 1, 1)), np.zeros(recipe.length, np.bool_)
@@ -180,18 +176,3 @@ def support_points(side: int, resolution: tuple[int, int]) -> NDArray[np.float64
 
 def _of_grid(found: WindowTracks, points: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return found.points[:, :points], found.visibility[:, :points], found.confidence[:, :points]
-
-
-def _within_reach(positions: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Positions (N, L + 1, 2) whose steps fit into the store, 512 px, and which (N, L + 1) are as they were.
-
-    A tracker that throws a point further than that has lost it.
-    """
-    longest = MAX_STEP_PX - 1
-    reached, as_found = positions.copy(), np.ones(positions.shape[:2], np.bool_)
-    for k in range(1, positions.shape[1]):
-        step = positions[:, k] - reached[:, k - 1]
-        as_found[:, k] = (np.abs(step) <= longest).all(axis=-1)
-        short = reached[:, k - 1] + np.clip(step, -longest, longest)
-        reached[:, k] = np.where(as_found[:, k, None], positions[:, k], short)
-    return reached, as_found
