@@ -1,5 +1,7 @@
 """A network of the same parts as CoTracker3's, whose correlation part finds shifts and whose update part makes them."""
 
+import itertools
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -30,17 +32,18 @@ class Features(nn.Module):
 class Shift(nn.Module):
     """The shift under which the surroundings of a point, x outer and y inner, are most like those of its query."""
 
+    def __init__(self):
+        super().__init__()
+        means = torch.zeros(SIDE, SIDE, SIDE, SIDE, SIDE, SIDE)  # of the products of places that lie so far apart
+        for dx, dy in itertools.product(range(-RADIUS, RADIUS + 1), repeat=2):
+            common = itertools.product(range(max(0, -dx), SIDE - max(0, dx)), range(max(0, -dy), SIDE - max(0, dy)))
+            for i, j in common:
+                means[i + dx, j + dy, i, j, dx + RADIUS, dy + RADIUS] = 1
+        means = means.flatten(0, 3).flatten(1)
+        self.register_buffer("means", means / means.sum(0), persistent=False)
+
     def forward(self, volume):
-        volume = volume.float().reshape(*volume.shape[:-1], SIDE, SIDE, SIDE, SIDE)
-        scores = volume.new_full((*volume.shape[:-4], SIDE, SIDE), -1.0)
-        for dx in range(-RADIUS, RADIUS + 1):
-            for dy in range(-RADIUS, RADIUS + 1):
-                alike = [
-                    volume[..., i + dx, j + dy, i, j]
-                    for i in range(max(0, -dx), SIDE - max(0, dx))
-                    for j in range(max(0, -dy), SIDE - max(0, dy))
-                ]
-                scores[..., dx + RADIUS, dy + RADIUS] = torch.stack(alike).mean(0)
+        scores = (volume.float().flatten(-1) @ self.means).unflatten(-1, (SIDE, SIDE))
         flat = scores.flatten(0, -3)
         best = flat.flatten(-2).argmax(-1)
         dx, dy, rows = best // SIDE, best % SIDE, torch.arange(len(best))
