@@ -54,7 +54,9 @@ def package_version() -> str:
 
 def network_versions() -> dict[str, str]:
     """What the network adds to a store's software versions."""
-    return {"torch": importlib.metadata.version("torch"), "cotracker": package_version()}
+    import torch  # noqa: PLC0415
+
+    return {"torch": torch.__version__, "cotracker": package_version()}
 
 
 def find_weights(checkpoint: str | None) -> Weights:
