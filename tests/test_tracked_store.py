@@ -20,12 +20,15 @@ from data_specs.schema import array_specs
 from data_specs.track_store import StoreError, TrackRow, TrackStore
 from data_specs.validate import validate_store
 from data_specs.video import Video
+from data_specs.view import View
 from extraction.commit import check_store
 from extraction.hog import gradient_map, window_histograms
 from extraction.inspect_cli import main as inspect
 from extraction.kernels import compile_kernels
 from extraction.motion.gpu.device import check_recipe
 from extraction.render import draw_row, film_frames, render
+from training.clip_motion import ClipMotion
+from training.recipe import HeadOptions, PretrainRecipe
 from training.shard_reader import ShardReader
 from training.track_reader import TrackReader
 
@@ -397,6 +400,42 @@ def test_training_reads_a_tracker_s_rows(good_store):
             np.testing.assert_allclose(field.displacement[steps], moved.reshape(*steps.shape, 2)[steps], atol=0.02)
             counted += int(steps[..., 3:].sum())
     assert counted > 500
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_clip_s_tokens_take_the_steps_of_trackmae(tmp_path, flip):
+    """Token (t, h, w) has step t of the point tracked from its patch's centre, wherever both ends are seen."""
+    film = Film((scene((80, 112), (0.3, -0.1), (1.4, 0.2)), 60))
+    store = make_tracked_store(tmp_path, {"ball.avi": film}, TRACKMAE)
+    assert validate_store(store) == []
+    recipe = PretrainRecipe(
+        name="test",
+        heads={"displacement": HeadOptions()},
+        input_size=64,
+        points_per_side=1,
+        anchoring="clip",
+        remove_camera=False,
+    )
+    reader = TrackReader(store)
+    (video,) = reader.videos
+    motion = ClipMotion(reader, recipe)
+    arrays = {name: values[0] for name, values in motion.empty(1).items()}
+    view = View(top=16, left=32, height=64, width=64, size=(64, 64), flip=flip)  # its patches are cells of the grid
+    motion.fill(arrays, video, list(range(0, 64, 4)), view)
+    truth = film.row(0, TRACKMAE)
+    steps = np.diff(truth.positions, axis=1).reshape(5, 7, 7, 2)[1:5, 2:6]
+    seen = (truth.valid[:, :-1] & truth.valid[:, 1:]).reshape(5, 7, 7)[1:5, 2:6]
+    comes_back = (~seen[..., :-1] & seen[..., 1:]).sum()
+    assert comes_back > 2
+    if flip:
+        steps, seen = steps[:, ::-1] * [-1, 1], seen[:, ::-1]
+    assert arrays["displacement"].shape == (8, 4, 4, 1, 2)
+    for t in range(7):
+        np.testing.assert_array_equal(arrays["displacement_valid"][t, ..., 0], seen[:, :, t])
+        np.testing.assert_allclose(
+            arrays["displacement"][t, ..., 0, :][seen[:, :, t]], steps[:, :, t][seen[:, :, t]], atol=1 / 64
+        )
+    assert not arrays["displacement_valid"][7].any()
 
 
 def test_a_row_is_drawn_where_it_is_seen(good_store):
