@@ -1,9 +1,9 @@
 """Draws a store's trajectories over the video that they came from, to be looked at.
 
 Left: positions in the image. Right: the same points moved by their camera-compensated displacements, which is what a
-model is asked for; a still scene stays still there, whatever the camera does. Colour runs from blue at a trajectory's
-first step to yellow at its last; where it was lost there is a grey dot, and a tracker's point that comes back goes on
-from where it does.
+model is asked for; a still scene stays still there, whatever the camera does, where that was estimated. Colour runs
+from blue at a trajectory's first step to yellow at its last; where it was lost there is a grey dot, and a tracker's
+point that comes back goes on from where it does.
 """
 
 import logging
@@ -71,8 +71,12 @@ def draw_row(frame: Frame, row: TrackRow, steps: int | None = None, panel_width:
     steps = row.displacements.shape[1] if steps is None else steps
     start = row.positions[:, :1]
     compensated = np.concatenate([start, start + np.cumsum(row.compensated, axis=1)], axis=1)
+    is_known = row.estimated.any() or row.positions_in == "stabilised"
     panels = []
-    for positions, title in [(row.positions, "image"), (compensated, "without the camera")]:
+    for positions, title in [
+        (row.positions, "image"),
+        (compensated, "without the camera" if is_known else "camera not estimated"),
+    ]:
         panel = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
         panel = np.ascontiguousarray((panel * 0.7).astype(np.uint8))
         _draw_tracks(panel, (positions + 0.5) * scale - 0.5, row.valid, steps)
