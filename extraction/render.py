@@ -1,8 +1,9 @@
 """Draws a store's trajectories over the video that they came from, to be looked at.
 
 Left: positions in the image. Right: the same points moved by their camera-compensated displacements, which is what a
-model is asked for; a still scene stays still there, whatever the camera does. Colour runs from blue at a trajectory's
-first step to yellow at its last; where it was lost there is a grey dot.
+model is asked for; a still scene stays still there, whatever the camera does, where that was estimated. Colour runs
+from blue at a trajectory's first step to yellow at its last; where it was lost there is a grey dot, and a tracker's
+point that comes back goes on from where it does.
 """
 
 import logging
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_specs.drawing import SUBPIXEL_BITS, draw_label, draw_trajectories, fixed_point
+from data_specs.recipe import Recipe
 from data_specs.track_store import StoreError, TrackRow, TrackShard
 from data_specs.video import Frame, Video
 
@@ -32,8 +34,8 @@ _LOST = (128, 128, 128)
 def render(shard: TrackShard, video: int, file: Path, out: Path, start_frame: int | None = None) -> str:
     """Draw video number `video` of a shard, decoded from `file`, to `out` (.mp4, .gif or .png).
 
-    A picture shows one start row, that of `start_frame` or one that moves more than most; a film shows every frame
-    with the row that began last, as far as it has come. Returns a line that says what was drawn.
+    A picture shows one start row, that of `start_frame` or one that moves more than most; for a film see
+    `film_frames`. Returns a line that says what was drawn.
     Raises StoreError where the file's frames are not those that were tracked, ValueError for an unknown format.
     """
     if out.suffix not in FORMATS:
@@ -56,7 +58,7 @@ def render(shard: TrackShard, video: int, file: Path, out: Path, start_frame: in
             raise OSError(f"{out}: cannot be written")
         return f"{out}: start row at frame {row.frame} of {meta.path}"
     out.parent.mkdir(parents=True, exist_ok=True)
-    count = _write_film(_film(source, rows, shard.recipe.frame_step, _PANEL_WIDTH[out.suffix]), out, meta.fps)
+    count = _write_film(film_frames(source, rows, shard.recipe, _PANEL_WIDTH[out.suffix]), out, meta.fps)
     return f"{out}: {count} frames of {meta.path}, {len(rows)} start rows"
 
 
@@ -69,8 +71,12 @@ def draw_row(frame: Frame, row: TrackRow, steps: int | None = None, panel_width:
     steps = row.displacements.shape[1] if steps is None else steps
     start = row.positions[:, :1]
     compensated = np.concatenate([start, start + np.cumsum(row.compensated, axis=1)], axis=1)
+    is_known = row.estimated.any() or row.positions_in == "stabilised"
     panels = []
-    for positions, title in [(row.positions, "image"), (compensated, "without the camera")]:
+    for positions, title in [
+        (row.positions, "image"),
+        (compensated, "without the camera" if is_known else "camera not estimated"),
+    ]:
         panel = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
         panel = np.ascontiguousarray((panel * 0.7).astype(np.uint8))
         _draw_tracks(panel, (positions + 0.5) * scale - 0.5, row.valid, steps)
@@ -99,8 +105,15 @@ def _choose(rows: list[TrackRow], start_frame: int | None) -> TrackRow:
     return chosen[0]
 
 
-def _film(frames: Iterable[Frame], rows: list[TrackRow], frame_step: int, panel_width: int) -> Iterator[Frame]:
-    pending = list(reversed(rows))
+def film_frames(frames: Iterable[Frame], rows: list[TrackRow], recipe: Recipe, panel_width: int) -> Iterator[Frame]:
+    """Every frame with the row that began last, as far as it has come; see `draw_row`.
+
+    Where a row begins before the one before it has made a step, there would be nothing to see: each row that is shown
+    is then shown to its end, and those that begin meanwhile are not.
+    """
+    frame_step, start_stride = recipe.frame_step, recipe.start_stride or 1
+    every = 1 if start_stride > frame_step else recipe.span // start_stride + 1
+    pending = list(reversed(rows[::every]))
     row = pending[-1]
     for t, frame in enumerate(frames):
         while pending and pending[-1].frame <= t:

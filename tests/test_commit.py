@@ -1,5 +1,6 @@
 """A shard is put in place whole, from whichever point a crash left it at."""
 
+import json
 import re
 import shutil
 
@@ -226,6 +227,21 @@ def test_a_folder_with_other_things_in_it_is_refused(clips, tmp_path, capsys):
     assert extract(clips, tmp_path) == 2
     assert "is not empty and not a track store" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_store_from_before_there_were_trackers_is_gone_on_with(clips, undisturbed, tmp_path):
+    store = shutil.copytree(undisturbed, tmp_path / "s")
+    fields = json.loads((store / "store.json").read_text())
+    for later in ("tracker", "support_grid", "refinements", "visible_above", "precision", "compiled"):
+        del fields["recipe"][later]
+    (store / "store.json").write_text(json.dumps(fields))
+    shutil.rmtree(store / "shards" / "00001.zarr")
+    assert extract(clips, store) == 0
+    assert json.loads((store / "store.json").read_text()) == fields
+    assert validate_store(store) == []
+    ours, theirs = store_bytes(store), store_bytes(undisturbed)
+    assert {name for name in ours if ours[name] != theirs[name]} == {"store.json"}
+    assert ours.keys() == theirs.keys()
 
 
 def test_other_software_is_warned_of(clips, undisturbed, tmp_path, caplog):
