@@ -14,6 +14,7 @@ from conftest import REPOSITORY
 from data_specs.demo_clips import render_demo_clips
 from data_specs.track_store import TrackStore
 from extraction import cli, inspect_cli
+from extraction.evaluation import cli as evaluation_cli
 from training import export_cli, pretrain
 
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("*/*.md")])
@@ -99,6 +100,8 @@ def test_every_documented_command_line_parses():
             cli.build_parser().parse_args(words[1:])
         elif words[:1] == ["inspect-tracks"]:
             inspect_cli.build_parser().parse_args(words[1:])
+        elif words[:1] == ["evaluate-tracks"]:
+            evaluation_cli.build_parser().parse_args(words[1:])
         elif words[:1] == ["pretrain-motion"]:
             pretrain.build_parser().parse_args(words[1:])
         elif "training.pretrain" in words:
@@ -118,6 +121,7 @@ def test_help_names_every_option_and_the_exit_status(capsys):
         (inspect_cli.main, ["STORE", "--verify", "--failures", "--render", "--out", "Exit status"]),
         (pretrain.main, ["--store", "--root", "--recipe", "--model", "--out", "--epochs", "--steps", "--batch-size",
                          "--lr", "--warmup-steps", "--seed", "--workers", "--resume", "--device", "Exit status"]),
+        (evaluation_cli.main, ["--tracker", "--data", "--queries", "--size", "--videos", "--json", "Exit status"]),
         (export_cli.main, ["RUN", "--to", "--out", "Exit status"]),
     ]:  # fmt: skip
         with pytest.raises(SystemExit) as exit_:
