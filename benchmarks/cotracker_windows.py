@@ -2,13 +2,13 @@
 
     python benchmarks/random_cotracker.py weights.pth
     extract-tracks --dataset LIST --root DIR --shards 2 --recipe trackmae --checkpoint weights.pth --out STORE
-    python benchmarks/cotracker_windows.py STORE --root DIR --checkpoint weights.pth [--rows 3] [--device cuda]
+    python benchmarks/cotracker_windows.py STORE --root DIR --checkpoint weights.pth [--device cuda]
 
-Takes start rows of the store's videos, spread over each. For each row the package's predictor is given the row's frames
-and the row's points as queries; its tracks are compared with the store's, which are rounded to 1/64 px. Then a stretch
-of a video is tracked by either: the predictor window by window, and ours, which computes each frame's features once,
-in fp32, in bf16, and with --compile compiled as well. Times are of one window; ratios are of one run, in turn. Positions
-are in pixels of the tracked frame.
+Takes start rows of the store's videos, spread over each. For each row the package's predictor is given the row's
+frames and the row's points as queries; its tracks are compared with the store's, which are rounded to 1/64 px. Then a
+stretch of a video is tracked by either: the predictor window by window, and ours, which computes each frame's features
+once, in fp32, in bf16, and with --compile compiled as well. Times are of one window; ratios are of one run, in turn.
+Positions are in pixels of the tracked frame.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from data_specs.recipe import Recipe
 from data_specs.track_store import TrackStore
 from data_specs.video import Frame, Video
-from extraction.motion.cotracker3.package import load_model
 from extraction.motion.cotracker3.network import CoTracker3
+from extraction.motion.cotracker3.package import load_model
 from extraction.motion.cotracker3.weights import check_package, find_weights
 from extraction.motion.cotracker3.window_tracker import WindowTracker
 from extraction.motion.gpu.device import open_device

@@ -17,7 +17,16 @@ from data_specs.validate import validate_store
 from extraction import cli
 from extraction.motion.cotracker3 import package, weights
 
-RECIPE = "extends: trackmae\nname: short\nlength: 3\nframe_step: 2\nhog: true\nremove_camera: true\nsupport_grid: 2\nmin_inliers: 8\n"
+RECIPE = """
+extends: trackmae
+name: short
+length: 3
+frame_step: 2
+hog: true
+remove_camera: true
+support_grid: 2
+min_inliers: 8
+"""
 SCENES = {"a.avi": (72, 104), "b.avi": (88, 64)}
 
 
