@@ -128,3 +128,23 @@ def test_the_built_in_grid_is_not_centred_on_patches():
     y, x = np.mgrid[0:14, 0:14] * 16 + 7.5
     off = np.abs(built_in - np.stack([x, y], axis=-1)).max()
     assert 3.5 < off < 5
+
+
+def test_points_of_a_video_are_those_of_the_evaluation(predictor):
+    """`EvaluationPredictor`, one query at a time with its own surroundings: visibility * confidence above 0.6."""
+    from cotracker.models.evaluation_predictor import EvaluationPredictor
+
+    from extraction.evaluation.cotracker_points import CoTrackerPoints
+
+    frames = random_scene(6, 1.0, SIZE).frames(4)
+    queries = np.array([[0, 30.0, 20.5], [2, 71.25, 44.0]])
+    official = EvaluationPredictor(predictor.model, grid_size=5, local_grid_size=8, single_point=True, n_iters=6)
+    with torch.no_grad():
+        tracks, certain = official(as_video(frames), torch.from_numpy(queries).float()[None])
+    positions, visible = CoTrackerPoints(network(predictor)).track(frames, queries)
+    given = np.zeros((2, 4), bool)
+    given[[0, 1], [0, 2]] = True
+    expected = tracks[0].permute(1, 0, 2).numpy()
+    np.testing.assert_allclose(positions[~given], expected[~given], atol=0.01, rtol=0)
+    np.testing.assert_array_equal(positions[given], queries[:, 1:])
+    np.testing.assert_array_equal(visible, (certain[0].T.numpy() > 0.6) | given)

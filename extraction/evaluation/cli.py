@@ -15,10 +15,11 @@ import jsonargparse
 from data_specs.durable import write_file
 from extraction.evaluation.annotated_video import AnnotatedVideo
 from extraction.evaluation.evaluate import Evaluation, VideoFigures, evaluate_video, table
-from extraction.evaluation.point_tracker import make_point_tracker, point_tracker_names
+from extraction.evaluation.point_tracker import NETWORKS, make_point_tracker, point_tracker_names
 from extraction.evaluation.rendered import rendered_videos
 from extraction.evaluation.tapvid_data import read_tapvid
 from extraction.evaluation.tapvid_metrics import RASTER, QueryMode
+from extraction.motion.gpu.device import parse_device
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,12 @@ def build_parser() -> jsonargparse.ArgumentParser:
         help="side that frames are resized to before they are tracked; none leaves them as they are. Default: 256 for "
         "files, as TAP-Vid evaluates, and none for rendered scenes. Distances are always in pixels of 256 x 256",
     )  # fmt: skip
+    add(
+        "--checkpoint", type=str | None, metavar="FILE|hub",
+        help="weights of cotracker3 and cotracker3-joint, or hub for the published ones (CC-BY-NC 4.0: not for "
+        "commercial use)",
+    )  # fmt: skip
+    add("--device", type=str, default="cpu", metavar="cpu|cuda[:N]", help="where cotracker3's network computes")
     add("--videos", type=int | None, metavar="N", help="take only the first N videos")
     add("--json", type=Path | None, metavar="OUT.json", help="write every figure there, each video's too")
     return parser
@@ -83,7 +90,10 @@ def evaluate_tracks(options: jsonargparse.Namespace) -> list[Evaluation]:
     """
     modes = _modes(options.queries)
     names = _distinct(options.tracker, "--tracker")
-    trackers = {name: make_point_tracker(name) for name in names}
+    if options.checkpoint is not None and not set(names) & set(NETWORKS):
+        raise ValueError(f"--checkpoint {options.checkpoint}: none of {', '.join(names)} has weights")
+    device = parse_device(options.device)
+    trackers = {name: make_point_tracker(name, options.checkpoint, device) for name in names}
     side = _side(options.size, options.data)
     if options.videos is not None and options.videos < 1:
         raise ValueError(f"--videos is {options.videos}, must be 1 or more")

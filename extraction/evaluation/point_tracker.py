@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from data_specs.recipe import Flow, Recipe, load_recipe
 from data_specs.video import Frame
 from extraction.cuts import ShotFrames
+from extraction.motion.cotracker3.weights import check_package, find_weights
 from extraction.motion.flow_tracker import FlowTracker, TrackedFrame
 from extraction.stages import untimed
 from extraction.trajectories import advance
@@ -49,7 +50,7 @@ class FlowPointTracker:
         self, frames: Sequence[Frame], queries: NDArray[np.float64], *, both_ways: bool = True
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """See `PointTracker`."""
-        starts = _query_frames(queries, len(frames))
+        starts = query_frames(queries, len(frames))
         height, width = frames[0].shape[:2]
         # Flow is known between pixel centres. The half pixel around them moves as its nearest one does.
         inner = np.clip(queries[:, 1:], 0, [width - 1, height - 1])
@@ -95,12 +96,13 @@ class StillPointTracker:
         self, frames: Sequence[Frame], queries: NDArray[np.float64], *, both_ways: bool = True
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """See `PointTracker`."""
-        starts = _query_frames(queries, len(frames))
+        starts = query_frames(queries, len(frames))
         visible = both_ways | (np.arange(len(frames)) >= starts[:, None])
         return np.repeat(queries[:, None, 1:], len(frames), axis=1), visible
 
 
-def _query_frames(queries: NDArray[np.float64], num_frames: int) -> NDArray[np.int64]:
+def query_frames(queries: NDArray[np.float64], num_frames: int) -> NDArray[np.int64]:
+    """The frames (N,) in which queries (N, 3) are given; ValueError for what are not queries of so many frames."""
     if queries.ndim != 2 or queries.shape[1] != 3 or not np.all(np.isfinite(queries)):
         raise ValueError(f"queries {queries.shape}: must be (N, 3), t, x and y, all of them finite")
     starts = queries[:, 0].astype(np.int64)
@@ -109,16 +111,31 @@ def _query_frames(queries: NDArray[np.float64], num_frames: int) -> NDArray[np.i
     return starts
 
 
+NETWORKS = ("cotracker3", "cotracker3-joint")
+
+
 def point_tracker_names() -> list[str]:
     """What `make_point_tracker` knows."""
-    return [*FLOWS, "still"]
+    return [*FLOWS, *NETWORKS, "still"]
 
 
-def make_point_tracker(name: str) -> PointTracker:
-    """The tracker of that name; a flow's is recipe `mme-object` with that flow. ValueError: there is no such one."""
+def make_point_tracker(name: str, checkpoint: str | None = None, device: str = "cpu") -> PointTracker:
+    """The tracker of that name; a flow's is recipe `mme-object` with that flow.
+
+    checkpoint, device: of `cotracker3`, which tracks each query by itself, and `cotracker3-joint`, which does not.
+    Raises ValueError where there is no such tracker, OSError for a package, weights or device that are not there.
+    """
     if name in FLOWS:
         flow: Flow = name  # type: ignore[assignment]
         return FlowPointTracker(dataclasses.replace(load_recipe("mme-object"), flow=flow))
+    if name in NETWORKS:
+        # torch takes seconds to import
+        from extraction.evaluation.cotracker_points import CoTrackerPoints  # noqa: PLC0415
+        from extraction.motion.cotracker3.package import open_network  # noqa: PLC0415
+
+        check_package()
+        network = open_network(find_weights(checkpoint), device, Recipe.refinements, Recipe.precision, Recipe.compiled)
+        return CoTrackerPoints(network, together=name == "cotracker3-joint")
     if name == "still":
         return StillPointTracker()
     raise ValueError(f"--tracker {name}: unknown; known are {', '.join(point_tracker_names())}")

@@ -158,13 +158,13 @@ def windows_at_a_time(recipe: Recipe, device: str) -> int:
     return 1 if device == "cpu" else max(1, POINTS_AT_A_TIME // max(points, 1))
 
 
-def support_points(side: int, resolution: tuple[int, int]) -> NDArray[np.float64]:
-    """CoTracker's support points, (side * side, 2), x and y in pixels of the network's resolution.
+def support_points(side: int, extent: tuple[int, int]) -> NDArray[np.float64]:
+    """CoTracker's support points over (height, width), its resolution for one: (side * side, 2), x and y, row-major.
 
-    A regular grid over the frame, 1/64 of its width away from its edges, as the package's predictor adds it to given
-    points; it is tracked with them and then forgotten.
+    A regular grid, a 64th of the width away from the edges, as the package's predictor adds it to given points; it is
+    tracked with them and then forgotten.
     """
-    height, width = resolution
+    height, width = extent
     margin = width / 64
     if side == 1:
         return np.array([[width / 2, height / 2]])
