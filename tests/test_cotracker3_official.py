@@ -1,6 +1,6 @@
 """CoTracker3's windows against the official package: the same network with random weights, called as its users do.
 
-The package is on no package index. To run these: pip install 'motion-targets[cotracker]', or put a checkout of
+The package is on no package index. To run these: pip install -e '.[cotracker]', or put a checkout of
 facebookresearch/co-tracker on PYTHONPATH.
 """
 
@@ -17,7 +17,7 @@ from extraction.motion.cotracker3.window_tracker import WindowTracker, support_p
 from extraction.stages import untimed
 
 predictor_module = pytest.importorskip(
-    "cotracker.predictor", reason="the cotracker package is not installed (pip install 'motion-targets[cotracker]')"
+    "cotracker.predictor", reason="the cotracker package is not installed (pip install -e '.[cotracker]')"
 )
 
 SIZE = (60, 100)
