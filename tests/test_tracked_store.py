@@ -208,14 +208,15 @@ def test_another_threshold_is_another_rule(store):
     assert re.search(r"is valid, and visibility \* confidence is not above visible_above, 0\.9", problems_of(store))
 
 
-@pytest.mark.parametrize("valid", [0, 1])
-def test_float16_s_rounding_at_the_threshold_is_allowed_for(store, valid):
-    """0.6 is no float16: the product of 0.75 and what is stored for 0.8 is 0.59985, and may have been 0.6001."""
+@pytest.mark.parametrize(("valid", "near", "far"), [(1, 0.8, 0.798), (0, 0.8003, 0.802)])
+def test_float16_s_rounding_at_the_threshold_is_allowed_for(store, valid, near, far):
+    """0.8 is stored as 0.79980; times 0.75 that is below 0.6, but may have been above. 0.80029 is the other way."""
     point, k = first_where(store, lambda valid, product: valid)
-    for name, value in ("visibility", 0.8), ("confidence", 0.75), ("valid", valid):
+    for name, value in ("confidence", 0.75), ("valid", valid), ("visibility", near):
         rewrite(store, name, lambda values, value=value: values.__setitem__((point, k), value))
+    assert (float(np.float16(near)) * 0.75 > 0.6) != valid
     assert validate_store(store) == []
-    rewrite(store, "visibility", lambda values: values.__setitem__((point, k), 0.802 if not valid else 0.798))
+    rewrite(store, "visibility", lambda values: values.__setitem__((point, k), far))
     assert f"point {point} at step {k}" in problems_of(store)
 
 
