@@ -1,4 +1,4 @@
-"""What a training step costs with its tracks from the store, and with CoTracker3 in it, as TrackMAE's released code has it.
+"""What a training step costs with tracks from the store, and with CoTracker3 in it, as in TrackMAE's released code.
 
     python benchmarks/tracker_online.py STORE --root DIR --checkpoint FILE [--model vit_tiny] [--batch-size 2]
 
