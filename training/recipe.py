@@ -194,8 +194,9 @@ class PretrainRecipe:
         """Options that ask for something which nothing else in the recipe has."""
         found = []
         for options, users in _ONLY_FOR:
-            given = [option for option in options if getattr(self, option) != _default(option)]
-            if given and not self._uses(users, self.heads):
+            idle = [option for option in options if not self._uses(option, users, self.heads)]
+            given = [option for option in idle if getattr(self, option) != _default(option)]
+            if given:
                 found.append(f"{', '.join(given)}: only for the head{'s' * (len(users) > 1)} {' and '.join(users)}")
         if self.anchoring == "clip" and self.trajectory_length is not None:
             found.append("trajectory_length: anchored at the clip, a token predicts one step")
@@ -203,9 +204,11 @@ class PretrainRecipe:
             found.append("shuffle_frames: anchored at the clip, trajectories run through its frames in their order")
         return found
 
-    def _uses(self, users: tuple[str, ...], heads: Collection[str]) -> bool:
-        """Whether options of these users have an effect, with these heads; a mask may be drawn by trajectories too."""
-        return any(name in heads for name in users) or (users == TRAJECTORY_HEADS and self.mask.startswith("motion-"))
+    def _uses(self, option: str, users: tuple[str, ...], heads: Collection[str]) -> bool:
+        """Whether an option of these users has an effect, with these heads."""
+        # a mask may be drawn from trajectories too, but from each for itself
+        by_mask = users == TRAJECTORY_HEADS and option != "merge" and self.mask.startswith("motion-")
+        return by_mask or any(name in heads for name in users)
 
     def with_heads(self, names: Collection[str]) -> "PretrainRecipe":
         """The recipe with these of its heads alone; options that only the others use are as if they were not given.
@@ -217,7 +220,7 @@ class PretrainRecipe:
             raise RecipeError(
                 f"recipe {self.name} has no head {', '.join(map(repr, unknown))}; it has {', '.join(self.heads)}"
             )
-        idle = [option for options, users in _ONLY_FOR for option in options if not self._uses(users, names)]
+        idle = [option for options, users in _ONLY_FOR for option in options if not self._uses(option, users, names)]
         kept = {name: head for name, head in self.heads.items() if name in names}
         return dataclasses.replace(self, heads=kept, **{option: _default(option) for option in idle})
 
