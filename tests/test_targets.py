@@ -422,7 +422,10 @@ def test_shipped_recipes_load_and_survive_json(name):
         ({"heads": {"clip": {"normalise": "patch-floor", "floor": 1}}}, "clip is normalised by patch-floor"),
         ({"heads": {"pixels": {"normalise": "token"}}}, "pixels is normalised by token"),
         ({"heads": {"clip": {"normalise": "token", "floor": 0.1}}}, "token, which has no floor"),
-        ({"clip_model": "vit_large_patch14"}, "clip_model: only for the head clip"),
+        (
+            {"clip_model": "vit_large_patch14"},
+            "clip_model: only clip would use that; the heads are displacement, trajectory_hog",
+        ),
         ({"clip_model": "vit_huge"}, "clip_model"),
         (
             {"heads": {"clip": {"normalise": "none"}}, "clip_model": "vit_large_patch14", "input_size": 192},
@@ -437,7 +440,7 @@ def test_wrong_recipes_are_refused_by_field_and_value(fields, message):
 
 def test_some_of_a_recipe_s_heads():
     """Options that the others alone use are as if they were not given: the rest is a recipe that could be written."""
-    clip = load_recipe("trackmae-clip-l14")
+    clip = dataclasses.replace(load_recipe("trackmae-clip-l14"), mask="tube")
     motion = clip.with_heads(["displacement"])
     assert motion.heads == {"displacement": HeadOptions(weight=0.25)}
     assert (motion.anchoring, motion.remove_camera, motion.mask_ratio) == ("clip", False, 0.8)
@@ -446,6 +449,10 @@ def test_some_of_a_recipe_s_heads():
     assert spatial.heads == {"clip": HeadOptions(normalise="clip")}
     assert (spatial.clip_model, spatial.decoder, spatial.decoder_depth) == ("vit_large_patch14", "separate", 4)
     assert (spatial.anchoring, spatial.remove_camera) == ("tubelet", True)
+    by_motion = dataclasses.replace(clip, mask="motion-bins").with_heads(
+        ["clip"]
+    )  # of the trajectories that are asked for
+    assert (by_motion.anchoring, by_motion.remove_camera) == ("clip", False)
     assert clip.with_heads(["displacement", "clip"]) == clip  # in the recipe's order
     assert load_recipe("maskfeat").with_heads(["hog"]).hog_l2
     for names in ["pixels"], ["clip", "wheels"], [""]:

@@ -161,14 +161,7 @@ class PretrainRecipe:
             problems.append(f"drop_tokens is {self.drop_tokens}, must be 0 or more and less than 1")
         if not self.crop_scales or not all(0 < scale <= 1 for scale in self.crop_scales):
             problems.append(f"crop_scales is {list(self.crop_scales)}, must name shares above 0 and up to 1")
-        if "hog" in self.heads and self.patch % IMAGE_HOG_CELL:
-            problems.append(f"patch is {self.patch}, with the head hog it must be a multiple of {IMAGE_HOG_CELL}")
-        if "clip" in self.heads and self.input_size % CLIP_TOWERS[self.clip_model][0]:
-            problems.append(
-                f"input_size is {self.input_size}, with clip_model {self.clip_model} it must be a multiple of "
-                f"{CLIP_TOWERS[self.clip_model][0]} too"
-            )
-        problems += self._normalisations()
+        problems += self._of_heads()
         if not self.base_lr > 0:
             problems.append(f"base_lr is {self.base_lr}, must be more than 0")
         if self.clip_grad is not None and not self.clip_grad > 0:
@@ -177,9 +170,17 @@ class PretrainRecipe:
         if problems:
             raise RecipeError(f"recipe {self.name}: " + "; ".join(problems))
 
-    def _normalisations(self) -> list[str]:
-        """Heads that cannot be standardised as asked."""
+    def _of_heads(self) -> list[str]:
+        """Heads that cannot be computed or standardised as asked."""
         found = []
+        if "hog" in self.heads and self.patch % IMAGE_HOG_CELL:
+            found.append(f"patch is {self.patch}, with the head hog it must be a multiple of {IMAGE_HOG_CELL}")
+        tower_patch, _ = CLIP_TOWERS[self.clip_model]
+        if "clip" in self.heads and self.input_size % tower_patch:
+            found.append(
+                f"input_size is {self.input_size}, with clip_model {self.clip_model} it must be a multiple of "
+                f"{tower_patch} too"
+            )
         for name, head in self.heads.items():
             if name == "clip" and head.normalise in ("patch", "patch-floor"):
                 found.append(
@@ -197,7 +198,8 @@ class PretrainRecipe:
             idle = [option for option in options if not self._uses(option, users, self.heads)]
             given = [option for option in idle if getattr(self, option) != _default(option)]
             if given:
-                found.append(f"{', '.join(given)}: only for the head{'s' * (len(users) > 1)} {' and '.join(users)}")
+                heads = ", ".join(self.heads)
+                found.append(f"{', '.join(given)}: only {' and '.join(users)} would use that; the heads are {heads}")
         if self.anchoring == "clip" and self.trajectory_length is not None:
             found.append("trajectory_length: anchored at the clip, a token predicts one step")
         if self.anchoring == "clip" and self.shuffle_frames:
