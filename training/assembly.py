@@ -76,7 +76,7 @@ def build_task(choices: Choices, group: Group) -> Task:
     )
     opened = open_clip_tower(recipe, choices.clip_weights, choices.precision, group.device)
     tower, weights_digest = opened or (None, None)
-    if weights_digest == RANDOM:
+    if weights_digest == RANDOM and group.is_main:
         logger.warning("the CLIP tower's weights are random: what the head clip learns from it means nothing")
     torch.manual_seed(choices.seed)
     model = MaskedVideoModel(config)
