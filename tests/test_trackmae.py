@@ -1,5 +1,6 @@
 """TrackMAE from a store to a run and its encoder: heads, logs, resuming, pictures, and the switches."""
 
+import dataclasses
 import json
 import re
 
@@ -7,21 +8,26 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_vit import SMALL
-from stores import make_store
+from tracked_stores import TRACKMAE, Film, make_tracked_store
 
+from data_specs.scene import random_scene
 from training import checkpoint, clip_tower
 from training.clip_tower import build_tower
 from training.export_cli import main as export
 from training.pretrain import main
 
 SIZE = "frames: 6\nclip_stride: 1\ninput_size: 64\n"  # tokens (3, 4, 4), and two steps from the clip's first frame
-STORE = "extends: mme-object\nname: two-steps\nlength: 2\nframe_step: 2\ngrid_stride: 16\nhog: false\n"
 
 
 @pytest.fixture(scope="module")
-def store(clips, tmp_path_factory):
-    """Trajectories of two steps of a tubelet each, in the image, at the patches' distance."""
-    return make_store(clips, tmp_path_factory.mktemp("trackmae") / "a.tracks", STORE)
+def store(tmp_path_factory):
+    """A tracker's store of films of three sizes; trajectories have two steps of a tubelet each."""
+    films = {
+        f"{number}.avi": Film((random_scene(number, 1.5, size), 11 + 2 * number))
+        for number, size in enumerate([(80, 104), (72, 88), (96, 72)])
+    }
+    recipe = dataclasses.replace(TRACKMAE, length=2, frame_step=2)
+    return make_tracked_store(tmp_path_factory.mktemp("trackmae"), films, recipe)
 
 
 @pytest.fixture(autouse=True)
@@ -35,13 +41,14 @@ def _quick(monkeypatch):
 
 
 @pytest.fixture
-def pretrain(store, clips, tmp_path):
+def pretrain(store, tmp_path):
     def run(out, recipe, *options, steps=2):
         file = tmp_path / f"{recipe}.yaml"
         file.write_text(f"extends: {recipe}\nname: small\n{SIZE}")
         return main(
-            ["--store", str(store), "--root", str(clips), "--recipe", str(file), "--model", SMALL, "--device", "cpu",
-             "--batch-size", "4", "--workers", "0", "--steps", str(steps), "--out", str(tmp_path / out), *options]
+            ["--store", str(store), "--root", str(store.parent / "videos"), "--recipe", str(file),
+             "--model", SMALL, "--device", "cpu", "--batch-size", "4", "--workers", "0", "--steps", str(steps),
+             "--out", str(tmp_path / out), *options]
         )  # fmt: skip
 
     return run
