@@ -1,6 +1,7 @@
 """What the heads must predict: the papers' formulas, written out token by token, and what released codes get wrong."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -219,12 +220,107 @@ def test_which_trajectory_is_the_longest_is_not_the_other_clips_affair():
     torch.testing.assert_close(together, alone, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("normalise", ["patch", "none", "clip", "patch-floor"])
-@pytest.mark.parametrize("name", ["displacement", "trajectory_hog", "pixels", "hog", "flow", "hof", "mbh"])
+class Colours:
+    """Stands in for CLIP's tower: five numbers of each patch's colours. Remembers what it was asked for."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, frames):
+        self.asked.append(frames)
+        patches = frames.double().reshape(len(frames), 3, 16, 3, 16, 3).mean((2, 4)).flatten(1, 2) / 255
+        return torch.cat([patches, patches[..., :2] ** 2 - 1], dim=-1).float()
+
+
+def colours_of(frame):
+    """(3, 3, 5), patch by patch in NumPy."""
+    found = np.empty((3, 3, 5))
+    for h, w in np.ndindex(3, 3):
+        mean = frame[16 * h : 16 * h + 16, 16 * w : 16 * w + 16].double().numpy().mean((0, 1)) / 255
+        found[h, w] = [*mean, mean[0] ** 2 - 1, mean[1] ** 2 - 1]
+    return found
+
+
+def test_features_are_those_of_each_tubelets_first_frame():
+    batch, options = make_batch(), recipe("clip", "none")
+    target = compute_targets(batch, options, Colours())["clip"]
+    values, weights = full(target)
+    assert values.shape == (CLIPS, 17, 5) and weights.min() == 1
+    for b, n, t, h, w in tokens_of(batch):
+        np.testing.assert_allclose(values[b, n], colours_of(batch["frames"][b, 2 * t])[h, w], atol=1e-6)
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.05])
+def test_clip_norm_of_features_is_the_released_code_s_over_all_tokens_of_the_clip(floor):
+    """For each channel, unbiased, and the visible tokens take part."""
+    batch = make_batch()
+    values, _ = full(compute_targets(batch, recipe("clip", "clip", floor), Colours())["clip"])
+    for b in range(CLIPS):
+        everything = np.stack([colours_of(batch["frames"][b, 2 * t]) for t in range(3)]).reshape(27, 5)
+        deviation = np.sqrt(everything.var(0, ddof=1) + floor**2) + 1e-6
+        expected = ((everything - everything.mean(0)) / deviation)[batch["predict"][b]]
+        np.testing.assert_allclose(values[b], expected, atol=1e-3)
+
+
+def test_token_norm_of_features_is_over_the_channels_of_each():
+    batch = make_batch()
+    values, _ = full(compute_targets(batch, recipe("clip", "token"), Colours())["clip"])
+    for b, n, t, h, w in tokens_of(batch):
+        x = colours_of(batch["frames"][b, 2 * t])[h, w]
+        np.testing.assert_allclose(values[b, n], (x - x.mean()) / (x.std(ddof=1) + 1e-6), atol=1e-5)
+
+
+def test_only_frames_with_a_token_to_predict_are_looked_at_unless_statistics_need_all():
+    batch = make_batch()
+    batch["predict"] = torch.tensor([[0, 5, 19], [9, 10, 26]])  # tubelets 0 and 2; 1 and 2
+    for normalise, expected in [("none", [(0, 0), (0, 4), (1, 2), (1, 4)]), ("token", [(0, 0), (0, 4), (1, 2), (1, 4)]),
+                                ("clip", [(b, t) for b in range(2) for t in (0, 2, 4)])]:  # fmt: skip
+        colours = Colours()
+        values = compute_targets(batch, recipe("clip", normalise), colours)["clip"].values
+        (asked,) = colours.asked
+        assert torch.equal(asked, torch.stack([batch["frames"][place] for place in expected]))
+        assert values.shape == (2, 3, 5)
+    raw = compute_targets(batch, recipe("clip", "none"), Colours())["clip"].values
+    np.testing.assert_allclose(raw[1, 2], colours_of(batch["frames"][1, 4])[2, 2], atol=1e-6)
+
+
+def test_a_clip_has_the_same_features_whatever_is_beside_it():
+    """So any number of ranks and micro-batches has the same targets."""
+    batch, options = make_batch(), recipe("clip", "clip")
+    together = compute_targets(batch, options, Colours())["clip"].values
+    for b in range(CLIPS):
+        alone = compute_targets({name: values[b : b + 1] for name, values in batch.items()}, options, Colours())
+        torch.testing.assert_close(together[b : b + 1], alone["clip"].values)
+
+
+def test_the_trivial_predictor_of_features_knows_the_mean_of_each_channel():
+    batch = make_batch()
+    target = compute_targets(batch, recipe("clip", "none"), Colours())["clip"]
+    flat = target.values.reshape(-1, 5).double()
+    summed = moments(target)
+    assert summed.shape == (3, 5) and summed[0].tolist() == [34] * 5
+    np.testing.assert_allclose(float(constant_error(summed)), float(((flat - flat.mean(0)) ** 2).sum()), rtol=1e-5)
+    with_mean = flat.mean(0).expand(CLIPS, 17, 5)
+    np.testing.assert_allclose(
+        float(squared_errors({"clip": with_mean}, {"clip": target})["clip"]), float(constant_error(summed)), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "normalise"),
+    [
+        *itertools.product(
+            ["displacement", "trajectory_hog", "pixels", "hog", "flow", "hof", "mbh"],
+            ["patch", "none", "clip", "patch-floor"],
+        ),
+        *itertools.product(["clip"], ["none", "clip", "token"]),
+    ],
+)
 def test_denormalising_gives_the_raw_values_back(name, normalise):
     batch = make_batch()
-    target = compute_targets(batch, recipe(name, normalise, floor=0.2 if normalise == "patch-floor" else 0))[name]
-    raw = compute_targets(batch, recipe(name, "none"))[name]
+    options = recipe(name, normalise, floor=0.2 if normalise == "patch-floor" else 0)
+    target = compute_targets(batch, options, Colours())[name]
+    raw = compute_targets(batch, recipe(name, "none"), Colours())[name]
     counts = full(target)[1] == 1
     assert counts.mean() > 0.5
     flat = target.values.flatten(2)  # as a prediction comes
@@ -281,6 +377,8 @@ def test_head_sizes_are_those_of_the_targets():
     options = dataclasses.replace(recipe(), heads=heads)
     targets = compute_targets(make_batch(), options)
     assert head_sizes(options, STEPS, CHANNELS) == {name: t.values.flatten(2).shape[2] for name, t in targets.items()}
+    for model, width in ("vit_base_patch16", 768), ("vit_large_patch14", 1024):
+        assert head_sizes(recipe("clip", "none", input_size=224, clip_model=model), STEPS, 1) == {"clip": width}
 
 
 def test_a_single_value_cannot_be_standardised():
@@ -320,8 +418,64 @@ def test_shipped_recipes_load_and_survive_json(name):
         ({"heads": {"flow": {}}, "remove_camera": False}, "remove_camera"),
         ({"clip_grad": 0.0}, "clip_grad is 0.0"),
         ({"base_lr": -1e-4}, "base_lr is -0.0001"),
+        ({"heads": {"clip": {}}}, "clip is normalised by patch, but a patch has one feature: take clip, token or none"),
+        ({"heads": {"clip": {"normalise": "patch-floor", "floor": 1}}}, "clip is normalised by patch-floor"),
+        ({"heads": {"pixels": {"normalise": "token"}}}, "pixels is normalised by token"),
+        ({"heads": {"clip": {"normalise": "token", "floor": 0.1}}}, "token, which has no floor"),
+        (
+            {"clip_model": "vit_large_patch14"},
+            "clip_model: only clip would use that; the heads are displacement, trajectory_hog",
+        ),
+        ({"clip_model": "vit_huge"}, "clip_model"),
+        (
+            {"heads": {"clip": {"normalise": "none"}}, "clip_model": "vit_large_patch14", "input_size": 192},
+            "input_size is 192, with clip_model vit_large_patch14 it must be a multiple of 14",
+        ),
     ],
 )
 def test_wrong_recipes_are_refused_by_field_and_value(fields, message):
     with pytest.raises(RecipeError, match=message):
         PretrainRecipe.from_json({**load_recipe("mme").to_json(), **fields}, "recipe mine.yaml")
+
+
+def test_some_of_a_recipe_s_heads():
+    """Options that the others alone use are as if they were not given: the rest is a recipe that could be written."""
+    clip = dataclasses.replace(load_recipe("trackmae-clip-l14"), mask="tube")
+    motion = clip.with_heads(["displacement"])
+    assert motion.heads == {"displacement": HeadOptions(weight=0.25)}
+    assert (motion.anchoring, motion.remove_camera, motion.mask_ratio) == ("clip", False, 0.8)
+    assert motion.clip_model == "vit_base_patch16"
+    spatial = clip.with_heads(["clip"])
+    assert spatial.heads == {"clip": HeadOptions(normalise="clip")}
+    assert (spatial.clip_model, spatial.decoder, spatial.decoder_depth) == ("vit_large_patch14", "separate", 4)
+    assert (spatial.anchoring, spatial.remove_camera) == ("tubelet", True)
+    by_motion = dataclasses.replace(clip, mask="motion-bins").with_heads(
+        ["clip"]
+    )  # of the trajectories that are asked for
+    assert (by_motion.anchoring, by_motion.remove_camera) == ("clip", False)
+    assert clip.with_heads(["displacement", "clip"]) == clip  # in the recipe's order
+    assert load_recipe("maskfeat").with_heads(["hog"]).hog_l2
+    for names in ["pixels"], ["clip", "wheels"], [""]:
+        with pytest.raises(RecipeError, match=f"has no head '{names[-1]}'; it has clip, displacement"):
+            clip.with_heads(names)
+
+
+def test_trackmae_s_recipes_are_the_paper_s():
+    """L = L_spatial + lambda * L_motion with lambda 1 (pixels) and 0.25 (CLIP); masks of 0.9 and 0.8; two decoders."""
+    pixels, clip, large = (load_recipe(name) for name in ("trackmae", "trackmae-clip", "trackmae-clip-l14"))
+    assert {name: (head.weight, head.normalise) for name, head in pixels.heads.items()} == {
+        "pixels": (1.0, "patch"),
+        "displacement": (1.0, "patch"),
+    }
+    assert {name: (head.weight, head.normalise) for name, head in clip.heads.items()} == {
+        "clip": (1.0, "clip"),
+        "displacement": (0.25, "patch"),
+    }
+    assert (pixels.mask_ratio, clip.mask_ratio, large.mask_ratio) == (0.9, 0.8, 0.8)
+    assert (clip.clip_model, large.clip_model) == ("vit_base_patch16", "vit_large_patch14")
+    assert dataclasses.replace(large, name=clip.name, clip_model=clip.clip_model) == clip
+    for each in pixels, clip:
+        assert (each.anchoring, each.remove_camera, each.point_grid) == ("clip", False, (28, 28))
+        assert (each.decoder, each.decoder_depth, each.epochs, each.warmup_epochs) == ("separate", 4, 800, 40)
+        assert (each.base_lr, each.weight_decay, each.betas) == (1.5e-4, 0.05, (0.9, 0.95))
+        assert (each.frames, each.tubelet, each.crop_scales) == (16, 2, (1.0, 0.875, 0.75, 0.66))

@@ -10,6 +10,7 @@ import torch
 
 from data_specs.dataset import DatasetError, DatasetSpec, dataset_names, load_spec, root_folder
 from data_specs.track_store import TrackStore
+from training.clip_tower import RANDOM, open_clip_tower
 from training.clips import ClipDataset, clip_loader
 from training.distributed import Group
 from training.interchange import load_encoder
@@ -17,7 +18,7 @@ from training.model import MaskedVideoModel, ModelConfig
 from training.recipe import PretrainRecipe
 from training.snapshot import draw_predictions
 from training.targets import compute_targets, head_sizes
-from training.task import Task
+from training.task import Precision, Task
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +41,16 @@ class Choices:
     allow_incomplete: bool
     checkpoint_activations: bool
     init: Path | None
+    clip_weights: str | None = None
+    """Of the tower whose features the head `clip` predicts: a file, `hub` or `random`."""
+    precision: Precision = "fp32"
+    """Of that tower; the model's own is the loop's affair."""
 
 
 def build_task(choices: Choices, group: Group) -> Task:
     """Open the store and build the model, on the group's device.
 
-    Raises ValueError (StoreError, DatasetError and so on) with the way out.
+    Raises ValueError (StoreError, DatasetError, ClipWeightsError and so on) with the way out.
     """
     root = videos_root(choices.store, choices.root)
     dataset = ClipDataset(
@@ -69,6 +74,10 @@ def build_task(choices: Choices, group: Group) -> Task:
         decoder_depth=recipe.decoder_depth,
         checkpoint_activations=choices.checkpoint_activations,
     )
+    opened = open_clip_tower(recipe, choices.clip_weights, choices.precision, group.device)
+    tower, weights_digest = opened or (None, None)
+    if weights_digest == RANDOM and group.is_main:
+        logger.warning("the CLIP tower's weights are random: what the head clip learns from it means nothing")
     torch.manual_seed(choices.seed)
     model = MaskedVideoModel(config)
     if choices.init is not None:
@@ -88,7 +97,7 @@ def build_task(choices: Choices, group: Group) -> Task:
         head_sizes=config.heads,
         head_weights={name: head.weight for name, head in recipe.heads.items()},
         clip_grad=recipe.clip_grad,
-        compute_targets=lambda batch: compute_targets(batch, recipe),
+        compute_targets=lambda batch: compute_targets(batch, recipe, tower),
         loader=lambda position: clip_loader(
             dataset,
             batch_size=micro_batch,
@@ -104,6 +113,7 @@ def build_task(choices: Choices, group: Group) -> Task:
             "seed": choices.seed,
             "batch_size": choices.batch_size,
             "clips_per_video": choices.clips_per_video,
+            **({"clip_weights": weights_digest} if tower is not None else {}),
         },
         draw=lambda step, batch, predictions, targets: draw_predictions(
             choices.out / "figures" / f"step-{step:08d}.png", batch, recipe, predictions, targets

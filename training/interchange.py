@@ -150,7 +150,9 @@ def load_torch_file(file: Path) -> Any:
             f"{file}: not a file of weights, or one with Python objects beside them, which could run code ({reason}); "
             "if you trust it, load it with torch.load(weights_only=False) and save its state dict alone as {'model': …}"
         ) from error
-    except _DAMAGED as error:
+    except (*_DAMAGED, OSError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # it is not there, or must not be read; PyTorch has others for what it finds in it
         reason = str(error).split("\n", maxsplit=1)[0]
         raise InterchangeError(f"{file}: damaged, or not of torch.save ({type(error).__name__}: {reason})") from error
 

@@ -23,7 +23,7 @@ from training.checkpoint import CheckpointError
 from training.distributed import Group, gather_objects, open_group
 from training.loop import train
 from training.optim import CosineLRScheduler, make_optimizer, make_schedule, warmup_of
-from training.recipe import load_recipe, recipe_names
+from training.recipe import PretrainRecipe, load_recipe, recipe_names
 from training.run_lock import only_trainer
 from training.run_log import summary
 from training.step import StoppedError
@@ -55,6 +55,15 @@ def build_parser() -> jsonargparse.ArgumentParser:
     add(
         "--recipe", type=str, default="mme-object", metavar="NAME|FILE.yaml",
         help=f"what to predict: {', '.join(recipe_names())}, or a recipe file",
+    )  # fmt: skip
+    add(
+        "--heads", type=str | None, metavar="HEAD[,HEAD]",
+        help="train these of the recipe's targets alone: displacement, or pixels, or …; default: all of them",
+    )  # fmt: skip
+    add(
+        "--clip-weights", type=str | None, metavar="FILE|hub",
+        help="weights of the CLIP tower that the head clip needs: a file in timm's, OpenAI's or OpenCLIP's names, hub "
+        "to fetch OpenAI's from the Hugging Face hub, random for trying",
     )  # fmt: skip
     add(
         "--model",
@@ -174,6 +183,9 @@ def prepare(options: jsonargparse.Namespace, group: Group) -> Run | None:
         )
     kept = checkpoint.load(newest) if newest is not None else None
     recipe = load_recipe(options.recipe)
+    if options.heads is not None:
+        recipe = recipe.with_heads([name.strip() for name in options.heads.split(",")])
+    precision: Precision = options.precision or ("bf16" if group.device.type == "cuda" else "fp32")
     given = {name: getattr(options, name) for name in ("clip_stride", "flip") if getattr(options, name) is not None}
     workers = options.workers if options.workers is not None else _cores_each(group)
     choices = Choices(
@@ -190,6 +202,8 @@ def prepare(options: jsonargparse.Namespace, group: Group) -> Run | None:
         allow_incomplete=options.allow_incomplete,
         checkpoint_activations=options.checkpoint_activations,
         init=options.init if kept is None else None,
+        clip_weights=options.clip_weights,
+        precision=precision,
     )
     task = build_task(choices, group)
     if kept is not None:
@@ -210,7 +224,7 @@ def prepare(options: jsonargparse.Namespace, group: Group) -> Run | None:
             steps=steps,
             batch_size=options.batch_size,
             accumulate=options.accumulate,
-            precision=options.precision or ("bf16" if group.device.type == "cuda" else "fp32"),
+            precision=precision,
             seed=options.seed,
             save_every=options.save_every,
             keep=options.keep,
@@ -270,9 +284,11 @@ def _check_numbers(options: jsonargparse.Namespace, world_size: int) -> None:
 
 def _check_same(kept: dict[str, Any], task: Task, path: Path | None) -> None:
     """Raise CheckpointError with every difference between what a checkpoint was trained on and what is asked for."""
+    # options that are newer than the checkpoint were what they are by default
+    recipe = PretrainRecipe.from_json(kept["recipe"], where=f"checkpoint {path}").to_json()
     problems = [
         *checkpoint.differences(kept["data"], task.data, "clips'"),
-        *checkpoint.differences(kept["recipe"], task.recipe, "recipe's"),
+        *checkpoint.differences(recipe, task.recipe, "recipe's"),
         *checkpoint.differences(kept["model_config"], task.model_config, "model's"),
     ]
     if problems:

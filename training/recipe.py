@@ -5,6 +5,7 @@ its fields. The resolved recipe is kept in every checkpoint.
 """
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any, Literal, get_args
 
 import jsonargparse
@@ -13,14 +14,23 @@ from data_specs.yaml_recipes import RecipeError, checked_fields, recipe_fields, 
 
 __all__ = ["HeadOptions", "PretrainRecipe", "RecipeError", "load_recipe", "recipe_names"]
 
-HeadName = Literal["displacement", "trajectory_hog", "pixels", "hog", "flow", "hof", "mbh"]
-Normalisation = Literal["patch", "none", "clip", "patch-floor"]
+HeadName = Literal["displacement", "trajectory_hog", "pixels", "hog", "clip", "flow", "hof", "mbh"]
+Normalisation = Literal["patch", "none", "clip", "patch-floor", "token"]
+ClipModel = Literal["vit_base_patch16", "vit_large_patch14"]
 
 STORED_HEADS = ("displacement", "trajectory_hog", "flow", "hof", "mbh")
 """Heads whose targets are read from the track store; the others' are computed from the clip's own frames."""
 TRAJECTORY_HEADS = ("displacement", "trajectory_hog")
 IMAGE_HOG_CELL = 8
 """Side of a cell of the `hog` head in pixels of the view (MaskFeat's)."""
+CLIP_TOWERS: dict[ClipModel, tuple[int, int]] = {"vit_base_patch16": (16, 768), "vit_large_patch14": (14, 1024)}
+"""CLIP's vision towers: side of a patch in pixels, and channels of its feature."""
+_ONLY_FOR: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("anchoring", "trajectory_length", "interpolate", "remove_camera", "merge"), TRAJECTORY_HEADS),
+    (("hog_l2",), ("hog",)),
+    (("clip_model",), ("clip",)),
+)
+"""Options that some heads alone use."""
 _TUPLES = ("crop_scales", "betas")  # JSON has lists
 
 
@@ -34,7 +44,8 @@ class HeadOptions:
     """`patch`: standardised over each patch, as the papers do, which hides how fast things move; `none`: as it is, in
     pixels of the view (displacement, flow) or per pixel of the window (histograms); `clip`: standardised over all of
     the clip's; `patch-floor`: as `patch`, but divided by sqrt(variance + floor²), so that what is below the floor
-    stays small. `clip` takes a floor too."""
+    stays small. `clip` takes a floor too. Of the head `clip`, which takes neither of the patch's: `clip`: each channel
+    over all of the clip's tokens, as TrackMAE's released code does; `token`: over the channels of each token."""
     floor: float = 0.0
     """Noise floor of `patch-floor` (which needs one) and `clip`, in the unit that `none` leaves the target in."""
 
@@ -43,7 +54,7 @@ class HeadOptions:
             raise RecipeError(f"a head's weight is {self.weight}, must be more than 0; leave the head out instead")
         if self.normalise == "patch-floor" and not self.floor > 0:
             raise RecipeError(f"normalise is patch-floor with floor {self.floor}, must be more than 0")
-        if self.normalise in ("patch", "none") and self.floor != 0:
+        if self.normalise in ("patch", "none", "token") and self.floor != 0:
             raise RecipeError(f"normalise is {self.normalise}, which has no floor; floor is {self.floor}")
         if self.floor < 0:
             raise RecipeError(f"floor is {self.floor}, must be 0 or more")
@@ -91,6 +102,8 @@ class PretrainRecipe:
     """Merge a patch's trajectories into one: their mean, or the one with the longest path (MME table 9)."""
     hog_l2: bool = False
     """Give each histogram of the `hog` head unit length, as MaskFeat does and MME does not."""
+    clip_model: ClipModel = "vit_base_patch16"
+    """Tower of OpenAI's CLIP whose features of a tubelet's first frame the head `clip` predicts (TrackMAE)."""
 
     mask: Literal["tube", "random", "cube"] = "tube"
     """Shape of the masks (MME table 11)."""
@@ -148,8 +161,7 @@ class PretrainRecipe:
             problems.append(f"drop_tokens is {self.drop_tokens}, must be 0 or more and less than 1")
         if not self.crop_scales or not all(0 < scale <= 1 for scale in self.crop_scales):
             problems.append(f"crop_scales is {list(self.crop_scales)}, must name shares above 0 and up to 1")
-        if "hog" in self.heads and self.patch % IMAGE_HOG_CELL:
-            problems.append(f"patch is {self.patch}, with the head hog it must be a multiple of {IMAGE_HOG_CELL}")
+        problems += self._of_heads()
         if not self.base_lr > 0:
             problems.append(f"base_lr is {self.base_lr}, must be more than 0")
         if self.clip_grad is not None and not self.clip_grad > 0:
@@ -158,26 +170,61 @@ class PretrainRecipe:
         if problems:
             raise RecipeError(f"recipe {self.name}: " + "; ".join(problems))
 
+    def _of_heads(self) -> list[str]:
+        """Heads that cannot be computed or standardised as asked."""
+        found = []
+        if "hog" in self.heads and self.patch % IMAGE_HOG_CELL:
+            found.append(f"patch is {self.patch}, with the head hog it must be a multiple of {IMAGE_HOG_CELL}")
+        tower_patch, _ = CLIP_TOWERS[self.clip_model]
+        if "clip" in self.heads and self.input_size % tower_patch:
+            found.append(
+                f"input_size is {self.input_size}, with clip_model {self.clip_model} it must be a multiple of "
+                f"{tower_patch} too"
+            )
+        for name, head in self.heads.items():
+            if name == "clip" and head.normalise in ("patch", "patch-floor"):
+                found.append(
+                    f"heads: clip is normalised by {head.normalise}, but a patch has one feature: take clip, token "
+                    "or none"
+                )
+            if name != "clip" and head.normalise == "token":
+                found.append(f"heads: {name} is normalised by token, which is for the channels of the head clip")
+        return found
+
     def _without_effect(self) -> list[str]:
         """Options that ask for something which nothing else in the recipe has."""
         found = []
-        of_trajectories = {
-            "anchoring": self.anchoring == "clip",
-            "trajectory_length": self.trajectory_length is not None,
-            "interpolate": not self.interpolate,
-            "remove_camera": not self.remove_camera,
-            "merge": self.merge != "none",
-        }
-        given = [option for option, is_given in of_trajectories.items() if is_given]
-        if given and not any(name in self.heads for name in TRAJECTORY_HEADS):
-            found.append(f"{', '.join(given)}: only {' and '.join(TRAJECTORY_HEADS)} have trajectories")
-        if self.hog_l2 and "hog" not in self.heads:
-            found.append("hog_l2 is true without the head hog")
+        for options, users in _ONLY_FOR:
+            idle = [option for option in options if not self._uses(option, users, self.heads)]
+            given = [option for option in idle if getattr(self, option) != _default(option)]
+            if given:
+                heads = ", ".join(self.heads)
+                found.append(f"{', '.join(given)}: only {' and '.join(users)} would use that; the heads are {heads}")
         if self.anchoring == "clip" and self.trajectory_length is not None:
             found.append("trajectory_length: anchored at the clip, a token predicts one step")
         if self.anchoring == "clip" and self.shuffle_frames:
             found.append("shuffle_frames: anchored at the clip, trajectories run through its frames in their order")
         return found
+
+    def _uses(self, option: str, users: tuple[str, ...], heads: Collection[str]) -> bool:
+        """Whether an option of these users has an effect, with these heads."""
+        # a mask may be drawn from trajectories too, but from each for itself
+        by_mask = users == TRAJECTORY_HEADS and option != "merge" and self.mask.startswith("motion-")
+        return by_mask or any(name in heads for name in users)
+
+    def with_heads(self, names: Collection[str]) -> "PretrainRecipe":
+        """The recipe with these of its heads alone; options that only the others use are as if they were not given.
+
+        Raises RecipeError for a head that it has not, and for none.
+        """
+        unknown = [name for name in names if name not in self.heads]
+        if unknown:
+            raise RecipeError(
+                f"recipe {self.name} has no head {', '.join(map(repr, unknown))}; it has {', '.join(self.heads)}"
+            )
+        idle = [option for options, users in _ONLY_FOR for option in options if not self._uses(option, users, names)]
+        kept = {name: head for name, head in self.heads.items() if name in names}
+        return dataclasses.replace(self, heads=kept, **{option: _default(option) for option in idle})
 
     @property
     def stored_heads(self) -> list[str]:
@@ -229,6 +276,11 @@ class PretrainRecipe:
             return cls(heads=options, **{**checked, **{name: tuple(checked[name]) for name in _TUPLES}})
         except (jsonargparse.ArgumentError, RecipeError, TypeError, AttributeError) as error:
             raise RecipeError(f"{where}: {error}") from error
+
+
+def _default(option: str) -> Any:
+    """What an option is where a recipe does not name it."""
+    return next(field.default for field in dataclasses.fields(PretrainRecipe) if field.name == option)
 
 
 def recipe_names() -> list[str]:

@@ -26,10 +26,9 @@ from training.frames import normalise_frames
 from training.losses import constant_error, moments, squared_errors
 from training.optim import gradient_norm
 from training.step_batches import Batch
-from training.task import Precision, Predictions, Targets, Task
+from training.task import AUTOCAST, Precision, Predictions, Targets, Task
 
 _NAMED = 8  # videos in a message
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class StoppedError(RuntimeError):
@@ -119,7 +118,7 @@ def optimise(
     first: Predictions = {}
     for number, (batch, target) in enumerate(zip(batches, targets, strict=True)):
         with _synchronised(model, last=number == len(targets) - 1):
-            with torch.autocast(group.device.type, _AUTOCAST[precision], enabled=precision != "fp32"):
+            with torch.autocast(group.device.type, AUTOCAST[precision], enabled=precision != "fp32"):
                 predictions = model(normalise_frames(batch["frames"]), batch["visible"], batch["predict"])
             predictions = {head: value.float() for head, value in predictions.items()}
             found = squared_errors(predictions, target)

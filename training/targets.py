@@ -6,6 +6,7 @@ C colour channels, D values of a token.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,10 @@ from torch import Tensor
 
 from data_specs.schema import FLOW_BINS, HOG_BINS
 from training.image_hog import image_hog, middle_frames
-from training.recipe import IMAGE_HOG_CELL, Normalisation, PretrainRecipe, RecipeError
+from training.recipe import CLIP_TOWERS, IMAGE_HOG_CELL, Normalisation, PretrainRecipe, RecipeError
+
+FrameFeatures = Callable[[Tensor], Tensor]
+"""From frames, uint8 (N, H, W, 3), to features of each one's tokens, float32 (N, h * w, D): `clip_tower.ClipTower`."""
 
 _EPSILON = 1e-6  # beside a standard deviation, as in VideoMAE's and MME's released codes
 
@@ -48,6 +52,7 @@ def head_sizes(recipe: PretrainRecipe, length: int, hog_channels: int) -> dict[s
         "trajectory_hog": recipe.trajectories * length * HOG_BINS * hog_channels,
         "pixels": recipe.tubelet * recipe.patch**2 * 3,
         "hog": (recipe.patch // IMAGE_HOG_CELL) ** 2 * 3 * HOG_BINS,
+        "clip": CLIP_TOWERS[recipe.clip_model][1],
         "flow": points * 2,
         "hof": points * (FLOW_BINS + 1),
         "mbh": points * 2 * FLOW_BINS,
@@ -56,20 +61,27 @@ def head_sizes(recipe: PretrainRecipe, length: int, hog_channels: int) -> dict[s
 
 
 @torch.no_grad()
-def compute_targets(batch: dict[str, Any], recipe: PretrainRecipe) -> dict[str, Target]:
+def compute_targets(
+    batch: dict[str, Any], recipe: PretrainRecipe, frame_features: FrameFeatures | None = None
+) -> dict[str, Target]:
     """The target of each of the recipe's heads, on the device that the batch is on.
 
     batch: as `clips.ClipDataset` makes it: `frames` uint8 (B, T, H, W, 3), `predict` int64 (B, Np), and what the stored
-    heads need. Axes of a token's values: (K, L, 2) for displacement, in pixels of the view; (K, L, 9 C) for
-    trajectory_hog, per pixel of its window; (tubelet * row * column, colour) for pixels, of 0 to 1; (cell, colour, 9)
-    for hog, per pixel; (K, 2), (K, 9), (K, 2, 8) for flow, hof and mbh.
+    heads need. frame_features: of the head clip, which needs it. Axes of a token's values: (K, L, 2) for displacement,
+    in pixels of the view; (K, L, 9 C) for trajectory_hog, per pixel of its window; (tubelet * row * column, colour) for
+    pixels, of 0 to 1; (cell, colour, 9) for hog, per pixel; (channel,) for clip; (K, 2), (K, 9), (K, 2, 8) for flow,
+    hof and mbh.
     """
-    return {name: _target(name, batch, recipe) for name in recipe.heads}
+    return {name: _target(name, batch, recipe, frame_features) for name in recipe.heads}
 
 
-def _target(name: str, batch: dict[str, Any], recipe: PretrainRecipe) -> Target:
+def _target(name: str, batch: dict[str, Any], recipe: PretrainRecipe, features: FrameFeatures | None) -> Target:
     options = recipe.heads[name]  # type: ignore[index]  # a dict of literals
-    values, weights = _whole_clip(name, batch, recipe)
+    if name == "clip":
+        values = _clip_features(batch, recipe, features, of_all=options.normalise == "clip")
+        weights = values.new_ones((*values.shape[:2], 1))
+    else:
+        values, weights = _whole_clip(name, batch, recipe)
     if name in ("displacement", "trajectory_hog") and recipe.merge != "none":
         values, weights = _merged(values, weights, batch, recipe)
     over = _statistics_axes(name, values.shape[2:], options.normalise)
@@ -100,6 +112,24 @@ def _whole_clip(name: str, batch: dict[str, Any], recipe: PretrainRecipe) -> tup
     return values, weights.reshape(weights.shape + (1,) * (values.ndim - weights.ndim))
 
 
+def _clip_features(
+    batch: dict[str, Any], recipe: PretrainRecipe, features: FrameFeatures | None, of_all: bool
+) -> Tensor:
+    """Features (B, N, D) of the first frame of each tubelet (TrackMAE); zeros where none of its tokens is predicted.
+
+    of_all: compute all of them, for statistics over the clip.
+    """
+    assert features is not None, "the head clip without a tower"
+    frames, predict = batch["frames"][:, :: recipe.tubelet], batch["predict"]
+    _, h, w = recipe.token_grid
+    wanted = torch.full(frames.shape[:2], of_all, device=frames.device)
+    wanted[torch.arange(len(predict), device=predict.device)[:, None], predict // (h * w)] = True
+    found = features(frames[wanted])  # (N, h * w, D)
+    values = found.new_zeros((*wanted.shape, *found.shape[1:]))
+    values[wanted] = found
+    return values.flatten(1, 2)
+
+
 def patches_of(frames: Tensor, recipe: PretrainRecipe) -> Tensor:
     """Frames (B, T, H, W, 3) to the pixels of each token, (B, N, tubelet * row * column, 3)."""
     b = frames.shape[0]
@@ -126,8 +156,11 @@ def _statistics_axes(name: str, shape: torch.Size, normalise: Normalisation) -> 
 
     displacement and flow: over the patch's points, for each step and component (MME's PatchStd); over the steps where
     there is one trajectory only; `clip`: over points and steps. Histograms: over everything (per bin, the mean
-    histogram would be lost). Pixels: over all but the colour (VideoMAE).
+    histogram would be lost). Pixels: over all but the colour (VideoMAE). CLIP's features: over the channels, or, with
+    `clip`, over none of a token's axes.
     """
+    if name == "clip" and normalise == "clip":
+        return ()
     if name in ("trajectory_hog", "hog", "hof", "mbh"):
         return tuple(range(2, 2 + len(shape)))
     if name == "displacement" and (normalise == "clip" or shape[0] == 1):

@@ -13,6 +13,7 @@ from training.losses import WeightedValues
 from training.step_batches import Batch
 
 Precision = Literal["bf16", "fp32", "fp16"]
+AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 Targets = Mapping[str, WeightedValues]
 Predictions = dict[str, torch.Tensor]
 
