@@ -15,13 +15,16 @@ __all__ = ["HeadOptions", "PretrainRecipe", "RecipeError", "load_recipe", "recip
 
 HeadName = Literal["displacement", "trajectory_hog", "pixels", "hog", "flow", "hof", "mbh"]
 Normalisation = Literal["patch", "none", "clip", "patch-floor"]
+Mask = Literal["tube", "random", "cube", "motion-bins", "motion-proportional", "motion-inverse"]
 
 STORED_HEADS = ("displacement", "trajectory_hog", "flow", "hof", "mbh")
 """Heads whose targets are read from the track store; the others' are computed from the clip's own frames."""
 TRAJECTORY_HEADS = ("displacement", "trajectory_hog")
 IMAGE_HOG_CELL = 8
 """Side of a cell of the `hog` head in pixels of the view (MaskFeat's)."""
-_TUPLES = ("crop_scales", "betas")  # JSON has lists
+MOTION_MASKS = ("motion-bins", "motion-proportional", "motion-inverse")
+"""Masks drawn from how much each patch moves, which is read from the track store."""
+_TUPLES = ("crop_scales", "betas", "high_motion_share")  # JSON has lists
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,8 +95,14 @@ class PretrainRecipe:
     hog_l2: bool = False
     """Give each histogram of the `hog` head unit length, as MaskFeat does and MME does not."""
 
-    mask: Literal["tube", "random", "cube"] = "tube"
-    """Shape of the masks (MME table 11)."""
+    mask: Mask = "tube"
+    """Shape of the masks: `tube`, `random`, `cube` (MME table 11), or tubes whose visible patches are drawn by how much
+    they move (TrackMAE): `motion-bins`, from the half that moves more and from the rest; `motion-proportional` and
+    `motion-inverse`, with a chance proportional to the motion or to its inverse. The motion is that of the recipe's
+    anchoring, points, steps and remove_camera, whatever its heads are."""
+    high_motion_share: tuple[float, float] = (0.5, 0.5)
+    """ρ of `motion-bins`: share of the visible patches that is drawn from the half that moves more (TrackMAE: 0.5).
+    Drawn for each clip from this range; [1, 1] shows what moves most, [0, 0] what moves least."""
     mask_ratio: float = 0.7
     """Share of the tokens that is masked."""
     drop_tokens: float = 0.0
@@ -144,6 +153,8 @@ class PretrainRecipe:
             problems.append(f"points_per_side is {self.points_per_side}, must divide patch, {self.patch}")
         if not 0 < self.mask_ratio < 1:
             problems.append(f"mask_ratio is {self.mask_ratio}, must lie between 0 and 1")
+        if not (len(self.high_motion_share) == 2 and 0 <= self.high_motion_share[0] <= self.high_motion_share[1] <= 1):
+            problems.append(f"high_motion_share is {list(self.high_motion_share)}, must be [low, high] within 0 to 1")
         if not 0 <= self.drop_tokens < 1:
             problems.append(f"drop_tokens is {self.drop_tokens}, must be 0 or more and less than 1")
         if not self.crop_scales or not all(0 < scale <= 1 for scale in self.crop_scales):
@@ -169,8 +180,12 @@ class PretrainRecipe:
             "merge": self.merge != "none",
         }
         given = [option for option, is_given in of_trajectories.items() if is_given]
+        if self.has_motion_mask:  # it is drawn from trajectories too, but from each for itself
+            given = [option for option in given if option == "merge"]
         if given and not any(name in self.heads for name in TRAJECTORY_HEADS):
             found.append(f"{', '.join(given)}: only {' and '.join(TRAJECTORY_HEADS)} have trajectories")
+        if self.high_motion_share != (0.5, 0.5) and self.mask != "motion-bins":
+            found.append(f"high_motion_share: only mask motion-bins has a half that moves more; mask is {self.mask}")
         if self.hog_l2 and "hog" not in self.heads:
             found.append("hog_l2 is true without the head hog")
         if self.anchoring == "clip" and self.trajectory_length is not None:
@@ -183,6 +198,21 @@ class PretrainRecipe:
     def stored_heads(self) -> list[str]:
         """The heads whose targets come from the track store."""
         return [name for name in self.heads if name in STORED_HEADS]
+
+    @property
+    def has_motion_mask(self) -> bool:
+        """Whether the mask is drawn from how much each patch moves."""
+        return self.mask in MOTION_MASKS
+
+    @property
+    def heads_need_displacements(self) -> bool:
+        """Whether a target is computed from displacements."""
+        return "displacement" in self.heads or ("trajectory_hog" in self.heads and self.merge == "longest")
+
+    @property
+    def reads_tracks(self) -> bool:
+        """Whether anything is read from the track store beside its list of videos."""
+        return self.has_motion_mask or bool(self.stored_heads)
 
     @property
     def trajectories(self) -> int:
