@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 from stores import only_file
-from truth import plain, truth_store
+from tracked_stores import TRACKMAE, Film, make_tracked_store
 
 from data_specs.geometry import apply_homography
 from data_specs.scene import Disc, Scene, moving, still
@@ -252,6 +252,11 @@ def test_options_of_trajectories_are_those_of_the_mask_too():
     assert PretrainRecipe.from_json(recipe.to_json(), "a checkpoint") == recipe
 
 
+def plain(points):
+    """A surface of one grey, where only motion counts."""
+    return np.full((*points.shape[:-1], 3), 128.0)
+
+
 SIZE = (136, 184)
 GRID = 8  # stride of the stores' grids
 ABOUT = (91.3, 63.7)
@@ -295,23 +300,26 @@ TUBELET = dataclasses.replace(CLIP, anchoring="tubelet")
 VISIBLE = 64 - 51
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("videos")
+FILMS = {name: Film(shot) for name, shot in SCENES.items()}
 
 
 @pytest.fixture(scope="module")
-def clip_store(root):
+def clip_store(tmp_path_factory):
     """Seven steps of eight frames, as TrackMAE has them."""
-    return truth_store(root, "clip", SCENES, grid_stride=GRID)
+    recipe = dataclasses.replace(TRACKMAE, grid_stride=GRID)
+    return make_tracked_store(tmp_path_factory.mktemp("clip"), FILMS, recipe)
 
 
 @pytest.fixture(scope="module")
-def tubelet_store(root):
+def tubelet_store(tmp_path_factory):
     """Six steps of one frame, as MME has them, and the cameras."""
-    return truth_store(
-        root, "tubelet", SCENES, grid_stride=GRID, length=6, frame_step=1, start_stride=8, remove_camera="true"
-    )
+    recipe = dataclasses.replace(TRACKMAE, grid_stride=GRID, length=6, frame_step=1, start_stride=8, remove_camera=True)
+    return make_tracked_store(tmp_path_factory.mktemp("tubelet"), FILMS, recipe)
+
+
+@pytest.fixture(scope="module")
+def root(clip_store):
+    return clip_store.parent / "videos"
 
 
 def clips_of(dataset, name, count):

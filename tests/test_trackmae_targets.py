@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
-from truth import plain, truth_store
+from tracked_stores import TRACKMAE, Film, make_tracked_store
 
 from data_specs.geometry import grid_points
 from data_specs.scene import Disc, Scene, moving, still
@@ -45,6 +45,12 @@ VIEWS = {
     "smaller and mirrored": View(top=4, left=29, height=139, width=133, size=(128, 128), flip=True),
 }
 
+
+def plain(points):
+    """A surface of one grey, where only motion counts."""
+    return np.full((*points.shape[:-1], 3), 128.0)
+
+
 PAN = (0.75, -0.5)
 CENTRE, RADIUS, VELOCITY, TURN = (80.0, 72.0), 58, (0.5, 0.25), 0.01
 ZOOM_CENTRE = (103.5, 71.5)
@@ -68,20 +74,20 @@ COVERED = Scene(
 )
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("videos")
+def extract(folder, scenes, alter=None, **fields):
+    """A store of the true tracks of `scenes`, by names of videos, in a new folder."""
+    films = {name: Film((scene, FRAMES)) for name, scene in scenes.items()}
+    return make_tracked_store(folder, films, dataclasses.replace(TRACKMAE, **fields), alter=alter)
 
 
 @pytest.fixture(scope="module")
-def stores(root):
-    scenes = {name: (scene, FRAMES) for name, scene in SCENES.items()}
-    return {stride: truth_store(root, f"grid-{stride}", scenes, grid_stride=stride) for stride in (16, 8)}
+def stores(tmp_path_factory):
+    return {stride: extract(tmp_path_factory.mktemp("s"), SCENES, grid_stride=stride) for stride in (16, 8)}
 
 
 def motion_of(store, name, view, recipe=RECIPE, times=TIMES):
     """Displacements (t, Gh, Gw, 2) of a clip, and where they are valid (t, Gh, Gw)."""
-    dataset = ClipDataset(store, store.parent, recipe)
+    dataset = ClipDataset(store, store.parent / "videos", recipe)
     video = next(v for v in dataset.reader.videos if v.path == name)
     arrays = {key: values[0] for key, values in dataset.motion.empty(1).items()}
     dataset.motion.fill(arrays, video, times, view)
@@ -247,14 +253,18 @@ def built_in_grid(size, rows, columns):
     return np.stack(np.meshgrid(x, y), axis=-1)
 
 
-def test_cotrackers_built_in_grid_would_be_found(root):
+def test_cotrackers_built_in_grid_would_be_found(tmp_path):
     """It is 4.4 px off at 224 pixels, and as much here."""
     centres = 16 * np.arange(14) + 7.5
     assert np.abs(built_in_grid((224, 224), 14, 14)[0, :, 0] - centres).max() == pytest.approx(4.4, abs=0.05)
-    queries = built_in_grid(SIZE, 9, 13)
-    assert (np.abs(queries - grid_points(SIZE, 16).reshape(9, 13, 2)).max((0, 1)) > 4.4).all()
-    scenes = {"zoom.avi": (SCENES["zoom.avi"], FRAMES)}
-    store = truth_store(root, "built-in", scenes, queries=queries.reshape(-1, 2), grid_stride=16)
+    queries, points = built_in_grid(SIZE, 9, 13).reshape(-1, 2), grid_points(SIZE, 16)
+    assert (np.abs(queries - points).max(0) > 4.4).all()
+
+    def of_other_points(row):
+        positions, _ = SCENES["zoom.avi"].track(queries, row.start, STEPS, STEP)
+        return dataclasses.replace(row, positions=points[:, None] + (positions - positions[:, :1]))
+
+    store = extract(tmp_path, {"zoom.avi": SCENES["zoom.avi"]}, of_other_points)
     steps, valid = motion_of(store, "zoom.avi", WHOLE)
     positions, seen = positions_by(steps[0], WHOLE, 0), valid[0] & on_grid(in_frame(WHOLE), 16)
     with pytest.raises(AssertionError):
@@ -292,6 +302,11 @@ def loss(target, values):
     return abs(float(a - b))
 
 
+def carried_off(row):
+    """What a tracker may say of points that it does not see."""
+    return dataclasses.replace(row, positions=row.positions + ~row.valid[..., None] * [40, -25])
+
+
 def assert_as_seen(steps, valid, where):
     """Displacements (t, Gh, Gw, 2) of points (Gh, Gw, 2) of COVERED are the truth where both ends of a step are seen,
     and count nowhere else."""
@@ -302,19 +317,15 @@ def assert_as_seen(steps, valid, where):
     np.testing.assert_allclose(steps[:STEPS][both], truth[both], atol=UNIT)
 
 
-def test_what_a_tracker_says_of_hidden_points_never_counts_and_they_come_back(root):
+def test_what_a_tracker_says_of_hidden_points_never_counts_and_they_come_back(tmp_path):
     """A disc passes in front: steps to and from where a point is hidden leave the loss; later ones are in it again."""
 
-    def carried_off(positions, valid):
-        positions[~valid] += [40, -25]
+    def ignoring_that(row):  # as the released code does
+        return dataclasses.replace(carried_off(row), valid=np.ones_like(row.valid))
 
-    def ignored(positions, valid):  # as the released code does
-        carried_off(positions, valid)
-        valid[:] = True
-
-    scenes = {"covered.avi": (COVERED, FRAMES)}
     store, ignoring = (
-        truth_store(root, change.__name__, scenes, change, grid_stride=8) for change in (carried_off, ignored)
+        extract(tmp_path / alter.__name__, {"covered.avi": COVERED}, alter, grid_stride=8)
+        for alter in (carried_off, ignoring_that)
     )
     steps, valid = motion_of(store, "covered.avi", WHOLE)
     assert_as_seen(steps, valid, in_frame(WHOLE))
@@ -331,13 +342,9 @@ def test_what_a_tracker_says_of_hidden_points_never_counts_and_they_come_back(ro
     assert np.linalg.norm(steps, axis=-1)[valid].max() > 40
 
 
-def test_hidden_points_take_no_part_in_those_between_them(root):
+def test_hidden_points_take_no_part_in_those_between_them(tmp_path):
     """From a grid of stride 16: nothing of what is said of hidden points is in what is interpolated."""
-
-    def carried_off(positions, valid):
-        positions[~valid] += [40, -25]
-
-    store = truth_store(root, "sparse", {"covered.avi": (COVERED, FRAMES)}, carried_off, grid_stride=16)
+    store = extract(tmp_path, {"covered.avi": COVERED}, carried_off)
     for view in (WHOLE, *VIEWS.values()):
         steps, valid = motion_of(store, "covered.avi", view)
         assert 0.6 < valid.mean() < 0.875
@@ -347,11 +354,11 @@ def test_hidden_points_take_no_part_in_those_between_them(root):
         assert np.abs(of_frame[:, 1]).max() < UNIT
 
 
-def test_the_cameras_part_is_taken_out_of_tracks(root):
+def test_the_cameras_part_is_taken_out_of_tracks(tmp_path):
     """A pan of 6 px per step over which a disc moves by 4: in the store 10 px, to a recipe without the camera 4."""
     disc = Disc(texture=plain, centre=(60, 70), radius=40, motion=moving((0.5, 0)))
     scene = Scene(size=SIZE, background=plain, camera=moving((0.75, 0)), discs=(disc,))
-    store = truth_store(root, "pan", {"pan.avi": (scene, FRAMES)}, remove_camera="true", grid_stride=16)
+    store = extract(tmp_path, {"pan.avi": scene}, remove_camera=True)
     view = VIEWS["smaller and mirrored"]
     distance = np.linalg.norm(in_frame(view) - (60, 70), axis=-1)
     for remove_camera, pan in (True, 0), (False, 6):
