@@ -27,13 +27,10 @@ def patch_motion(displacement: NDArray[np.floating[Any]], valid: NDArray[np.bool
     The mean length of the valid steps of all its points, over all tubelets. displacement: (t, Gh, Gw, L, 2), x and y in
     pixels of the view; valid: (t, Gh, Gw, L); per_side: points along a patch's side.
     """
+    lengths = np.where(valid, np.sqrt(np.einsum("...c,...c->...", displacement, displacement)), 0)
+    of_points = lengths.sum(axis=(0, 3), dtype=np.float64), np.count_nonzero(valid, axis=(0, 3))
     rows, columns = (n // per_side for n in valid.shape[1:3])
-    squares = np.square(displacement, dtype=np.float64)
-    lengths = np.where(valid, np.sqrt(squares[..., 0] + squares[..., 1]), 0.0)
-    total, count = (
-        values.reshape(len(valid), rows, per_side, columns, per_side, -1).sum(axis=(0, 2, 4, 5))
-        for values in (lengths, valid)
-    )
+    total, count = (values.reshape(rows, per_side, columns, per_side).sum(axis=(1, 3)) for values in of_points)
     motion = np.full((rows, columns), np.nan)
     np.divide(total, count, out=motion, where=count > 0)
     return motion
