@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from data_specs.encoding import decode_flow
 from data_specs.schema import FLOW_BINS, HOG_BINS
 from data_specs.view import View
+from training.motion_masks import Motion, patch_motion
 from training.recipe import PretrainRecipe
 from training.resampling import Resampler, compile_resampling, mirrored_hof, mirrored_hog, mirrored_mbh
 from training.shard_reader import Runs
@@ -26,13 +27,13 @@ _DESCRIPTORS = {"flow": (2,), "hof": (FLOW_BINS + 1,), "mbh": (2, FLOW_BINS)}
 
 
 class ClipMotion:
-    """Reads what a recipe's stored heads need of a track store, for one clip at a time."""
+    """Reads what a recipe's stored heads and its mask need of a track store, for one clip at a time."""
 
     def __init__(self, reader: TrackReader, recipe: PretrainRecipe) -> None:
         self._reader, self._recipe, self._stored = reader, recipe, reader.info.recipe
         self.steps = predicted_steps(recipe, reader.info)
         self._descriptors = [name for name in _DESCRIPTORS if name in recipe.heads]
-        if recipe.stored_heads:  # here, once, what the workers would all compile at the same time
+        if recipe.reads_tracks:  # here, once, what the workers would all compile at the same time
             compile_resampling()
 
     def empty(self, clips: int) -> Arrays:
@@ -41,15 +42,28 @@ class ClipMotion:
         `displacement` float32 (B, t, Gh, Gw, L, 2), x and y in pixels of the view per step; `trajectory_hog` float32
         (B, t, Gh, Gw, L, 9 C), per pixel of its window; each with `…_valid`, bool (B, t, Gh, Gw, L). `flow` float32
         (B, t, Gh, Gw, 2) in pixels of the view, `hof` (…, 9) and `mbh` (…, 2, 8), per pixel of their cell, with
-        `cell_valid`, bool (B, t, Gh, Gw). Anchored at the clip, tubelet t has step t alone: L is 1.
+        `cell_valid`, bool (B, t, Gh, Gw). Anchored at the clip, tubelet t has step t alone: L is 1. What only the mask
+        needs is not among them.
         """
-        return self._empty((clips, self._recipe.token_grid[0]), self.steps)
+        rows, displacement = (clips, self._recipe.token_grid[0]), self._recipe.heads_need_displacements
+        return self._empty(rows, self.steps, displacement=displacement)
 
-    def fill(self, arrays: Arrays, video: VideoRecord, times: Sequence[int], view: View) -> None:
+    def fill(self, arrays: Arrays, video: VideoRecord, times: Sequence[int], view: View) -> Motion | None:
         """Fill the arrays of one clip, (t, Gh, Gw, …), which shows the video's frames `times` (T,) through `view`.
 
         Trajectories begin in the frames that the clip asks for: for those past the video's end there are none.
+        Returns what each patch moves by, (h, w), where the mask is drawn from it; see `motion_masks.patch_motion`.
         """
+        recipe = self._recipe
+        if not recipe.has_motion_mask:
+            self._fill(arrays, video, times, view)
+            return None
+        if not recipe.heads_need_displacements:  # the batch does without
+            arrays = arrays | self._empty_displacements((recipe.token_grid[0],), self.steps)
+        self._fill(arrays, video, times, view)
+        return patch_motion(arrays["displacement"], arrays["displacement_valid"], recipe.points_per_side)
+
+    def _fill(self, arrays: Arrays, video: VideoRecord, times: Sequence[int], view: View) -> None:
         recipe, stored = self._recipe, self._stored
         by_clip = recipe.anchoring == "clip"
         frames = times[:: len(times) if by_clip else recipe.tubelet]
@@ -64,7 +78,7 @@ class ClipMotion:
         if begun is None:
             _clear(arrays, slice(None))
             return
-        rows = self._empty((1,), stored.length) if by_clip else arrays
+        rows = self._empty((1,), stored.length, displacement="displacement" in arrays) if by_clip else arrays
         if len(begun.asked) < len(frames):
             _clear(rows, np.setdiff1d(np.arange(len(frames)), begun.asked))
         self._resample(Resampler(view, begun.grid, stored.grid_stride, recipe.point_grid), begun, rows)
@@ -74,12 +88,13 @@ class ClipMotion:
                 arrays[name][: len(steps)] = steps
             _clear(arrays, slice(stored.length, None))
 
-    def _empty(self, rows: tuple[int, ...], length: int) -> Arrays:
+    def _empty_displacements(self, rows: tuple[int, ...], length: int) -> Arrays:
+        each = (*rows, *self._recipe.point_grid, length)
+        return {"displacement": np.empty((*each, 2), np.float32), "displacement_valid": np.empty(each, np.bool_)}
+
+    def _empty(self, rows: tuple[int, ...], length: int, *, displacement: bool) -> Arrays:
         recipe, grid = self._recipe, (*rows, *self._recipe.point_grid)
-        arrays: Arrays = {}
-        if "displacement" in recipe.heads or ("trajectory_hog" in recipe.heads and recipe.merge == "longest"):
-            arrays["displacement"] = np.empty((*grid, length, 2), np.float32)
-            arrays["displacement_valid"] = np.empty((*grid, length), np.bool_)
+        arrays = self._empty_displacements(rows, length) if displacement else {}
         if "trajectory_hog" in recipe.heads:
             arrays["trajectory_hog"] = np.empty((*grid, length, HOG_BINS * self._stored.hog_channels), np.float32)
             arrays["trajectory_hog_valid"] = np.empty((*grid, length), np.bool_)

@@ -25,6 +25,7 @@ from training.clip_motion import Arrays, ClipMotion
 from training.clip_stream import ClipStream, RankBatches, StreamClip, choose_start, rng_for
 from training.interrupts import ignore_in_worker
 from training.masks import sample_tokens, token_counts
+from training.motion_masks import Motion
 from training.multi_scale_crop import multi_scale_crop
 from training.recipe import PretrainRecipe
 from training.step_batches import Batch
@@ -55,13 +56,13 @@ class Skipped:
 
 @dataclasses.dataclass(frozen=True)
 class _Drawn:
-    """A clip with all that is random about it decided; nothing has been read."""
+    """A clip with all that is random about it decided but its mask; nothing has been read."""
 
     video: VideoRecord
     clip: Clip
     times: list[int]
-    visible: NDArray[np.int64]
-    predict: NDArray[np.int64]
+    rng: np.random.Generator
+    """The clip's own; its mask is all that it still has to give."""
 
 
 class ClipDataset(Dataset[Batch]):
@@ -135,17 +136,15 @@ class ClipDataset(Dataset[Batch]):
         }
         # the store is read while the videos are decoded: what takes time there is waiting for a file system
         with ThreadPoolExecutor(1) as beside:
-            motion = beside.submit(self._read_motion, drawn, arrays) if recipe.stored_heads else None
+            reading = beside.submit(self._read_motion, drawn, arrays)
             skipped = self._read_frames(drawn, arrays["frames"])
-            if motion is not None:
-                motion.result()
+            motion = reading.result()
         read = [b for b in range(len(drawn)) if b not in skipped]
         batch: Batch = {"clip": [drawn[b].clip for b in read], "skipped": list(skipped.values())}
         if read:
             kept = {name: values[read] if skipped else values for name, values in arrays.items()}
-            kept["visible"], kept["predict"] = (
-                np.stack([getattr(drawn[b], tokens) for b in read]) for tokens in ("visible", "predict")
-            )
+            masks = [sample_tokens(recipe, drawn[b].rng, motion[b]) for b in read]
+            kept["visible"], kept["predict"] = (np.stack(tokens) for tokens in zip(*masks, strict=True))
             batch |= {name: torch.from_numpy(values) for name, values in kept.items()}
         return batch
 
@@ -160,9 +159,8 @@ class ClipDataset(Dataset[Batch]):
         times = start + stride * np.arange(recipe.frames)
         if recipe.shuffle_frames:
             times = rng.permutation(times)
-        visible, predict = sample_tokens(recipe, rng)
         chosen = Clip(video.index, video.id, clip.epoch, clip.repeat, start, view)
-        return _Drawn(video, chosen, times.tolist(), visible, predict)
+        return _Drawn(video, chosen, times.tolist(), rng)
 
     def _read_frames(self, drawn: list[_Drawn], frames: NDArray[np.uint8]) -> dict[int, Skipped]:
         """Fill `frames` (B, T, H, W, 3); returns which clips could not be read."""
@@ -184,10 +182,15 @@ class ClipDataset(Dataset[Batch]):
                 skipped |= {b: Skipped(video.id, f"{type(error).__name__}: {error}") for b in of_video}
         return skipped
 
-    def _read_motion(self, drawn: list[_Drawn], arrays: Arrays) -> None:
+    def _read_motion(self, drawn: list[_Drawn], arrays: Arrays) -> list[Motion | None]:
+        """Fill the arrays of motion; returns what each clip's mask is drawn from, where it is drawn from motion."""
+        if not self.recipe.reads_tracks:
+            return [None] * len(drawn)
+        motion = []
         for b, clip in enumerate(drawn):
             of_clip = {name: values[b] for name, values in arrays.items() if name != "frames"}
-            self.motion.fill(of_clip, clip.video, clip.times, clip.clip.view)
+            motion.append(self.motion.fill(of_clip, clip.video, clip.times, clip.clip.view))
+        return motion
 
 
 def clip_loader(

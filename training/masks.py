@@ -5,14 +5,13 @@ order. How many tokens are masked depends on the options alone, never on chance,
 """
 
 import math
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from training.recipe import PretrainRecipe
+from training.motion_masks import Motion, sample_visible
+from training.recipe import MOTION_MASKS, Mask, PretrainRecipe
 
-Mask = Literal["tube", "random", "cube"]
 TokenGrid = tuple[int, int, int]
 Tokens = NDArray[np.int64]
 
@@ -20,22 +19,32 @@ _LEAST_PATCHES = 16  # of a block of a cube mask, as in MaskFeat
 _LEAST_ASPECT = 0.3  # of its sides; the largest is the inverse
 
 
-def sample_tokens(recipe: PretrainRecipe, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
+def sample_tokens(
+    recipe: PretrainRecipe, rng: np.random.Generator, motion: Motion | None = None
+) -> tuple[Tokens, Tokens]:
     """Draw a clip's (visible, predict) tokens: indices into the recipe's token grid, int64, ascending, disjoint.
 
     Together they are all tokens, less `drop_tokens` of them (MME table 16). Their numbers are those of `token_counts`.
+    motion: what each patch moves by, (h, w), for a mask that is drawn from it; see `motion_masks.patch_motion`.
     Raises ValueError where one of them would be empty.
     """
     grid = recipe.token_grid
     token_counts(grid, recipe.mask, recipe.mask_ratio, recipe.drop_tokens)
-    return split_tokens(sample_mask(grid, recipe.mask, recipe.mask_ratio, rng), recipe.drop_tokens, rng)
+    if recipe.has_motion_mask:
+        assert motion is not None and motion.shape == grid[1:]
+        visible = motion.size - int(recipe.mask_ratio * motion.size)
+        patches = ~sample_visible(motion, visible, recipe.mask, recipe.high_motion_share, rng)
+        masked = np.repeat(patches[None], grid[0], axis=0)
+    else:
+        masked = sample_mask(grid, recipe.mask, recipe.mask_ratio, rng)
+    return split_tokens(masked, recipe.drop_tokens, rng)
 
 
 def token_counts(grid: TokenGrid, mask: Mask, ratio: float, drop: float = 0.0) -> tuple[int, int]:
     """(visible, predicted) tokens of a clip. Raises ValueError, naming the options, where one of them is 0.
 
-    `tube` and `cube` mask int(ratio * h * w) patches of every tubelet, as VideoMAE and MaskFeat do, `random`
-    int(ratio * t * h * w) tokens. Of the n visible tokens int(drop * n) are then left out, and of the masked likewise.
+    `random` masks int(ratio * t * h * w) tokens, all others int(ratio * h * w) patches of every tubelet, as VideoMAE,
+    MaskFeat and TrackMAE do. Of the n visible tokens int(drop * n) are then left out, and of the masked likewise.
     """
     tubelets, height, width = grid
     tokens = math.prod(grid)
@@ -50,11 +59,12 @@ def token_counts(grid: TokenGrid, mask: Mask, ratio: float, drop: float = 0.0) -
 
 
 def sample_mask(grid: TokenGrid, mask: Mask, ratio: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Draw a mask, bool (t, h, w), true where a token is masked.
+    """Draw a mask that takes no notice of the clip, bool (t, h, w), true where a token is masked.
 
     `tube`: the same patches in every tubelet (VideoMAE); `random`: any tokens; `cube`: blocks in space and time
     (MaskFeat, MME table 11).
     """
+    assert mask not in MOTION_MASKS
     tubelets, height, width = grid
     if mask == "random":
         return _random_mask(math.prod(grid), int(ratio * math.prod(grid)), rng).reshape(grid)

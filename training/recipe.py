@@ -17,6 +17,7 @@ __all__ = ["HeadOptions", "PretrainRecipe", "RecipeError", "load_recipe", "recip
 HeadName = Literal["displacement", "trajectory_hog", "pixels", "hog", "clip", "flow", "hof", "mbh"]
 Normalisation = Literal["patch", "none", "clip", "patch-floor", "token"]
 ClipModel = Literal["vit_base_patch16", "vit_large_patch14"]
+Mask = Literal["tube", "random", "cube", "motion-bins", "motion-proportional", "motion-inverse"]
 
 STORED_HEADS = ("displacement", "trajectory_hog", "flow", "hof", "mbh")
 """Heads whose targets are read from the track store; the others' are computed from the clip's own frames."""
@@ -31,7 +32,9 @@ _ONLY_FOR: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("clip_model",), ("clip",)),
 )
 """Options that some heads alone use."""
-_TUPLES = ("crop_scales", "betas")  # JSON has lists
+MOTION_MASKS = ("motion-bins", "motion-proportional", "motion-inverse")
+"""Masks drawn from how much each patch moves, which is read from the track store."""
+_TUPLES = ("crop_scales", "betas", "high_motion_share")  # JSON has lists
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,8 +108,14 @@ class PretrainRecipe:
     clip_model: ClipModel = "vit_base_patch16"
     """Tower of OpenAI's CLIP whose features of a tubelet's first frame the head `clip` predicts (TrackMAE)."""
 
-    mask: Literal["tube", "random", "cube"] = "tube"
-    """Shape of the masks (MME table 11)."""
+    mask: Mask = "tube"
+    """Shape of the masks: `tube`, `random`, `cube` (MME table 11), or tubes whose visible patches are drawn by how much
+    they move (TrackMAE): `motion-bins`, from the half that moves more and from the rest; `motion-proportional` and
+    `motion-inverse`, with a chance proportional to the motion or to its inverse. The motion is that of the recipe's
+    anchoring, points, steps and remove_camera, whatever its heads are."""
+    high_motion_share: tuple[float, float] = (0.5, 0.5)
+    """ρ of `motion-bins`: share of the visible patches that is drawn from the half that moves more (TrackMAE: 0.5).
+    Drawn for each clip from this range; [1, 1] shows what moves most, [0, 0] what moves least."""
     mask_ratio: float = 0.7
     """Share of the tokens that is masked."""
     drop_tokens: float = 0.0
@@ -157,6 +166,8 @@ class PretrainRecipe:
             problems.append(f"points_per_side is {self.points_per_side}, must divide patch, {self.patch}")
         if not 0 < self.mask_ratio < 1:
             problems.append(f"mask_ratio is {self.mask_ratio}, must lie between 0 and 1")
+        if not (len(self.high_motion_share) == 2 and 0 <= self.high_motion_share[0] <= self.high_motion_share[1] <= 1):
+            problems.append(f"high_motion_share is {list(self.high_motion_share)}, must be [low, high] within 0 to 1")
         if not 0 <= self.drop_tokens < 1:
             problems.append(f"drop_tokens is {self.drop_tokens}, must be 0 or more and less than 1")
         if not self.crop_scales or not all(0 < scale <= 1 for scale in self.crop_scales):
@@ -200,6 +211,8 @@ class PretrainRecipe:
             if given:
                 heads = ", ".join(self.heads)
                 found.append(f"{', '.join(given)}: only {' and '.join(users)} would use that; the heads are {heads}")
+        if self.high_motion_share != (0.5, 0.5) and self.mask != "motion-bins":
+            found.append(f"high_motion_share: only mask motion-bins has a half that moves more; mask is {self.mask}")
         if self.anchoring == "clip" and self.trajectory_length is not None:
             found.append("trajectory_length: anchored at the clip, a token predicts one step")
         if self.anchoring == "clip" and self.shuffle_frames:
@@ -209,7 +222,7 @@ class PretrainRecipe:
     def _uses(self, option: str, users: tuple[str, ...], heads: Collection[str]) -> bool:
         """Whether an option of these users has an effect, with these heads."""
         # a mask may be drawn from trajectories too, but from each for itself
-        by_mask = users == TRAJECTORY_HEADS and option != "merge" and self.mask.startswith("motion-")
+        by_mask = users == TRAJECTORY_HEADS and option != "merge" and self.has_motion_mask
         return by_mask or any(name in heads for name in users)
 
     def with_heads(self, names: Collection[str]) -> "PretrainRecipe":
@@ -230,6 +243,21 @@ class PretrainRecipe:
     def stored_heads(self) -> list[str]:
         """The heads whose targets come from the track store."""
         return [name for name in self.heads if name in STORED_HEADS]
+
+    @property
+    def has_motion_mask(self) -> bool:
+        """Whether the mask is drawn from how much each patch moves."""
+        return self.mask in MOTION_MASKS
+
+    @property
+    def heads_need_displacements(self) -> bool:
+        """Whether a target is computed from displacements."""
+        return "displacement" in self.heads or ("trajectory_hog" in self.heads and self.merge == "longest")
+
+    @property
+    def reads_tracks(self) -> bool:
+        """Whether anything is read from the track store beside its list of videos."""
+        return self.has_motion_mask or bool(self.stored_heads)
 
     @property
     def trajectories(self) -> int:

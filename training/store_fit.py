@@ -29,7 +29,7 @@ def predicted_steps(recipe: PretrainRecipe, info: StoreInfo) -> int:
 
 def check_store_fits(recipe: PretrainRecipe, info: StoreInfo, store: str) -> None:
     """Raise StoreFitError with every reason for which this store cannot serve the (resolved) recipe."""
-    problems = [*_arrays(recipe, info), *_times(recipe, info)] if recipe.stored_heads else []
+    problems = [*_arrays(recipe, info), *_times(recipe, info)] if recipe.reads_tracks else []
     if problems:
         raise StoreFitError(f"store {store} cannot serve recipe {recipe.name}:\n  " + "\n  ".join(problems))
     check_normalisation(recipe, predicted_steps(recipe, info))
@@ -37,6 +37,7 @@ def check_store_fits(recipe: PretrainRecipe, info: StoreInfo, store: str) -> Non
 
 def _arrays(recipe: PretrainRecipe, info: StoreInfo) -> list[str]:
     stored, problems = info.recipe, []
+    needs_displacements = recipe.heads_need_displacements or recipe.has_motion_mask
     if "trajectory_hog" in recipe.heads and not stored.hog:
         problems.append("it has no HOG (hog: false); extract with hog: true, or leave the head trajectory_hog out")
     problems += [
@@ -44,6 +45,11 @@ def _arrays(recipe: PretrainRecipe, info: StoreInfo) -> list[str]:
         for name in ("flow", "hof", "mbh")
         if name in recipe.heads and name not in stored.descriptors
     ]
+    if needs_displacements and recipe.remove_camera and not stored.remove_camera:
+        problems.append(
+            "its cameras were not estimated (remove_camera: false), so they cannot be taken out of its displacements; "
+            "train with remove_camera: false, or extract with remove_camera: true"
+        )
     if not recipe.remove_camera and stored.positions_in == "stabilised":
         problems.append(
             "its positions are stabilised: the camera cannot be put back (remove_camera: false); extract with "
