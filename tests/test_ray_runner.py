@@ -65,7 +65,7 @@ def make_work():
         if what == "meet":  # ends when so many of these are at work at the same time
             wait_until(lambda: len(list(folder.glob("meet*"))) >= more[0])
         if what == "wait":  # ends when there is such a file
-            wait_until(lambda: (folder / more[0]).exists())
+            wait_until((folder / more[0]).exists)
         if what == "outlast":  # ends a while after so many processes have tried to start
             wait_until(lambda: len(list(folder.glob("tried*"))) >= more[0])
             time.sleep(1)
