@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 # Results are a few hundred bytes; the default store would take a third of the machine's memory.
 _OBJECT_STORE_BYTES = 100 << 20
-# Workers that die as they start, none of them in between getting as far as a job, before the run is stopped.
+# So many workers in turn that die as they start stop the run, unless others are at work.
 _MAX_FAILED_STARTS = 3
 
 
