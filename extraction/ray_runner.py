@@ -2,36 +2,66 @@
 
 With `RAY_ADDRESS` set the jobs go to that cluster, otherwise to worker processes of this one, started and ended with
 the run. A job writes its own files; what comes back is a small record.
+
+Workers are actors: processes that keep what their jobs leave in them (a tracker's network, compiled kernels) and, for
+their whole life, their part of one GPU. A task's process may be given another GPU than the one that it has opened.
 """
 
+import dataclasses
 import logging
 import math
 import os
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import ray
 import ray.exceptions
 
-from extraction.jobs import Job, Result, VideoJob, run_job
+from extraction.jobs import Job, Result, run_job
 from extraction.run import WorkerLostError
 
 logger = logging.getLogger(__name__)
 
 # Results are a few hundred bytes; the default store would take a third of the machine's memory.
 _OBJECT_STORE_BYTES = 100 << 20
-# A worker starts anew after so many videos: decoders leak a little.
-_JOBS_PER_WORKER = 200
+# So many workers in turn that die as they start stop the run, unless others are at work.
+_MAX_FAILED_STARTS = 3
+
+
+class _Process:
+    """A worker process: does its jobs one after the other."""
+
+    def __init__(self, do: Callable[[Job], Result]) -> None:
+        self._do = do
+
+    def started(self) -> None:
+        """Returns once there is a process."""
+
+    def run(self, job: Job) -> Result:
+        return self._do(job)
+
+
+@dataclasses.dataclass(eq=False)
+class _Worker:
+    """An actor, and how many jobs it has had."""
+
+    actor: Any
+    jobs: int = 0
 
 
 class RayExecutor:
     """An `Executor` on Ray. workers: how many jobs at a time; 0 for one on each core.
 
-    gpus: this machine's CUDA devices to share out among the videos (with a cluster, more than 0 means the cluster's);
-    each is used by `workers_per_gpu` videos at a time, so that it need not wait while one is decoded.
+    gpus: this machine's CUDA devices to share out among the workers (with a cluster, more than 0 means the cluster's);
+    each is used by `workers_per_gpu` workers at a time, so that it need not wait while one decodes a video.
+    jobs_per_worker: a worker is then replaced, for decoders leak a little.
+
+    A worker is started when a job first needs it, and again when it has died. A job goes to a worker that has
+    started, never to one that may have to wait for its room in the cluster for ever.
     """
 
-    def __init__(self, workers: int, gpus: int = 0, workers_per_gpu: int = 4) -> None:
-        os.environ.setdefault("RAY_task_oom_retries", "0")  # tries are counted by the driver, whatever killed them
+    def __init__(self, workers: int, gpus: int = 0, workers_per_gpu: int = 4, jobs_per_worker: int = 200) -> None:
         # the future default, in force already: workers see the devices that they are given
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         if os.environ.get("RAY_ADDRESS"):
@@ -48,34 +78,80 @@ class RayExecutor:
             )
         there = ray.cluster_resources()
         self.slots = workers or int(there.get("CPU", 1))
-        self._task = ray.remote(num_cpus=1, max_retries=0, max_calls=_JOBS_PER_WORKER)(run_job)
-        self._video_task = self._task
+        share = 0.0
         if gpus:
-            if not there.get("GPU"):
+            gpus = int(there.get("GPU", 0))
+            if not gpus:
                 raise ValueError("--device cuda: the Ray cluster has no GPU; start its nodes with --num-gpus")
-            self._video_task = self._task.options(num_gpus=gpu_share(workers_per_gpu))
-            self.slots = max(1, min(self.slots, int(there["GPU"]) * workers_per_gpu))
-        self._running: dict[Any, Job] = {}
+            self.slots = max(1, min(self.slots, gpus * workers_per_gpu))
+            # of several GPUs Ray fills up one before it takes the next; shares as large as they can be spread them
+            share = gpu_share(min(workers_per_gpu, math.ceil(self.slots / gpus)))
+        # no restarts and no retries by Ray: tries are counted by the driver, whatever killed the worker
+        options = {"num_cpus": 1, "num_gpus": share, "max_restarts": 0, "max_task_retries": 0}
+        self._actor_class = ray.remote(**options, scheduling_strategy="SPREAD")(_Process)
+        self._jobs_per_worker = jobs_per_worker
+        self._waiting: deque[Job] = deque()
+        self._free: list[_Worker] = []
+        self._calls: dict[Any, tuple[_Worker, Job | None]] = {}  # None: it is starting
+        self._failed_starts = 0
 
     def submit(self, job: Job) -> None:
         """See `Executor`."""
-        task = self._video_task if isinstance(job, VideoJob) else self._task
-        self._running[task.remote(job)] = job
+        self._waiting.append(job)
+        self._hand_out()
 
     def next_result(self) -> tuple[Job, Result | WorkerLostError]:
-        """See `Executor`."""
-        ready, _ = ray.wait(list(self._running), num_returns=1)
-        job = self._running.pop(ready[0])
-        try:
-            return job, ray.get(ready[0])
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from error  # as if it had been raised here
-        except ray.exceptions.RayError as error:
-            return job, WorkerLostError(type(error).__name__)
+        """See `Executor`. Raises WorkerLostError where workers cannot be started."""
+        while True:
+            ready, _ = ray.wait(list(self._calls), num_returns=1)
+            worker, job = self._calls.pop(ready[0])
+            result: Result | WorkerLostError
+            try:
+                result = ray.get(ready[0])
+            except ray.exceptions.RayTaskError as error:
+                ray.kill(worker.actor)  # whatever state that has left it in
+                self._hand_out()
+                raise error.cause from error  # as if it had been raised here
+            except ray.exceptions.RayError as error:
+                ray.kill(worker.actor)  # one that is only out of reach may still be at the job that is given out again
+                result = WorkerLostError(type(error).__name__)
+                if job is None:
+                    self._count_failed_start(error)
+            else:
+                self._failed_starts = 0
+                self._take_back(worker)
+            self._hand_out()  # before the driver looks at the result
+            if job is not None:
+                return job, result
 
     def close(self) -> None:
         """See `Executor`."""
         ray.shutdown()
+
+    def _hand_out(self) -> None:
+        while self._waiting and self._free:
+            worker, job = self._free.pop(), self._waiting.popleft()
+            worker.jobs += 1
+            self._calls[worker.actor.run.remote(job)] = worker, job
+        starting = sum(job is None for _, job in self._calls.values())
+        if self._failed_starts and starting < len(self._calls):
+            return  # the jobs at work may be what leaves it no room: again after one of them
+        room = self.slots - len(self._calls) - len(self._free)
+        for _ in range(min(len(self._waiting) - starting, room)):
+            worker = _Worker(self._actor_class.remote(run_job))
+            self._calls[worker.actor.started.remote()] = worker, None
+
+    def _take_back(self, worker: _Worker) -> None:
+        if worker.jobs < self._jobs_per_worker:
+            self._free.append(worker)
+        else:
+            ray.kill(worker.actor)
+
+    def _count_failed_start(self, error: ray.exceptions.RayError) -> None:
+        self._failed_starts += 1
+        logger.warning("a worker died as it started: %s", error)
+        if self._failed_starts >= _MAX_FAILED_STARTS and all(job is None for _, job in self._calls.values()):
+            raise WorkerLostError(f"{self._failed_starts} workers in turn died as they started: {error}") from error
 
 
 def gpu_share(workers_per_gpu: int) -> float:

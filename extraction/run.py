@@ -156,13 +156,19 @@ def run(
             assert isinstance(result, ShardResult)
             if result.damaged:
                 left[job.shard] = len(result.damaged)
-                queue.extendleft(video_job(job.shard, place, 0) for place in result.damaged)
+                queue.extendleft(video_job(job.shard, p, _attempts(job.shard, p, store)) for p in result.damaged)
                 continue
             summary.shards += 1
             summary.seconds["assemble"] = summary.seconds.get("assemble", 0.0) + result.seconds
             summary.worker_seconds += result.seconds
             progress.shard_done(job.shard, result)
     return summary
+
+
+def _attempts(shard: int, place: int, store: Path) -> int:
+    """How often a video has failed since its shard was last complete, whatever came of it later."""
+    failure = ShardFolder(store, shard).read_failed(place)
+    return failure.attempts if failure else 0
 
 
 def _recorded(job: Job, store: Path) -> Failure | None:
