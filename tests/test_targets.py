@@ -445,12 +445,12 @@ def test_some_of_a_recipe_s_heads():
     assert spatial.heads == {"clip": HeadOptions(normalise="clip")}
     assert (spatial.clip_model, spatial.decoder, spatial.decoder_depth) == ("vit_large_patch14", "separate", 4)
     assert (spatial.anchoring, spatial.remove_camera) == ("tubelet", True)
-    by_motion = dataclasses.replace(clip, mask="motion-bins").with_heads(
-        ["clip"]
-    )  # of the trajectories that are asked for
+    by_motion = dataclasses.replace(clip, mask="motion-bins").with_heads(["clip"])  # the mask's trajectories
     assert (by_motion.anchoring, by_motion.remove_camera) == ("clip", False)
     assert clip.with_heads(["displacement", "clip"]) == clip  # in the recipe's order
     assert load_recipe("maskfeat").with_heads(["hog"]).hog_l2
+    others = clip.predicting({"pixels": HeadOptions()})
+    assert others == dataclasses.replace(spatial, heads={"pixels": HeadOptions()}, clip_model="vit_base_patch16")
     for names in ["pixels"], ["clip", "wheels"], [""]:
         with pytest.raises(RecipeError, match=f"has no head '{names[-1]}'; it has clip, displacement"):
             clip.with_heads(names)
