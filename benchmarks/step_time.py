@@ -2,15 +2,15 @@
 
     python benchmarks/step_time.py STORE --root DIR [--model vit_tiny] [--batch-size 4] [--steps 6] [--device cpu]
 
-Both models have the same encoder, decoder, masks and clips, and differ in their heads alone: the recipe's, and
-`pixels`. Steps of the two alternate; each way's time is the shortest of its steps, so that ratios hold on a busy
-machine. On a GPU it also prints the memory and, with --peak-tflops, the share of the card's arithmetic that the model
-uses. Then the recipe trains through the loader with --workers processes; what is printed is the share of the time that
-steps wait for data.
+Both models have the same encoder, masks and clips, and differ in their heads alone: the recipe's, and `pixels`; where
+each head has a decoder of its own, in those too. The weights of CLIP's tower are random, and its arithmetic is not
+counted as the model's. Steps of the two alternate; each way's time is the shortest of its steps, so that ratios hold on
+a busy machine. On a GPU it also prints the memory and, with --peak-tflops, the share of the card's arithmetic that the
+model uses. Then the recipe trains through the loader with --workers processes; what is printed is the share of the time
+that steps wait for data.
 """
 
 import argparse
-import dataclasses
 import itertools
 import math
 import tempfile
@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from training.assembly import Choices, build_task
+from training.clip_tower import RANDOM
 from training.distributed import Group
 from training.masks import token_counts
 from training.model import ModelConfig, training_flops
@@ -27,13 +28,13 @@ from training.optim import make_optimizer
 from training.recipe import HeadOptions, PretrainRecipe, load_recipe
 from training.step import StepInput, optimise
 from training.step_batches import StepBatches
-from training.task import Task
+from training.task import Precision, Task
 
 
 class Way:
     """A model and its optimizer, ready to do steps."""
 
-    def __init__(self, task: Task, recipe: PretrainRecipe, group: Group, precision: str) -> None:
+    def __init__(self, task: Task, recipe: PretrainRecipe, group: Group, precision: Precision) -> None:
         self.task, self.group, self.precision = task, group, precision
         self.optimizer = make_optimizer(task.model, recipe, batch_size=1, base_lr=None)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=False)
@@ -58,15 +59,16 @@ def main() -> None:
     parser.add_argument("--peak-tflops", type=float, help="of the card, dense, in the precision used")
     options = parser.parse_args()
     group = Group(0, 1, torch.device(options.device))
-    precision = "bf16" if options.device == "cuda" else "fp32"
+    precision: Precision = "bf16" if options.device == "cuda" else "fp32"
     motion = load_recipe(options.recipe)
-    pixels = dataclasses.replace(motion, name="pixels", heads={"pixels": HeadOptions()})
+    pixels = motion.predicting({"pixels": HeadOptions()})
 
     def way(recipe: PretrainRecipe, folder: str) -> Way:
         choices = Choices(
             store=options.store, root=options.root, recipe=recipe, model=options.model, out=Path(folder),
             batch_size=options.batch_size, accumulate=1, clips_per_video=1, seed=0, workers=options.workers,
             allow_incomplete=True, checkpoint_activations=False, init=None,
+            clip_weights=RANDOM if "clip" in recipe.heads else None, precision=precision,
         )  # fmt: skip
         return Way(build_task(choices, group), recipe, group, precision)
 

@@ -1,5 +1,7 @@
 """The figure: exact pixels, and lines that lie where the motion says, to a fraction of a pixel."""
 
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
@@ -211,6 +213,25 @@ def test_pixel_predictions_stand_in_the_predicted_patches(tmp_path):
         panel = panels_of(path, columns, 6, 2)[5][columns - 2]
         assert (panel[4:28, 100:124] == [10, 200, 90]).all()
         assert (panel[32:64, 0:32] == DROPPED).all()
+
+
+@pytest.mark.parametrize("anchoring", ["tubelet", "clip"])
+def test_motion_is_drawn_over_the_frame_in_which_it_begins(tmp_path, anchoring):
+    """Anchored at the clip, a later tubelet's steps are those of points of the clip's first frame."""
+    path, whole = tmp_path / "a.png", motion([2])
+    one_step = Motion(true=whole.true[..., :1, :], predicted=whole.predicted[..., :1, :], valid=whole.valid[..., :1])
+    draw_figure(path, batch(), dataclasses.replace(RECIPE, anchoring=anchoring), motion=one_step, tubelets=3, scale=3)
+    rows = panels_of(path, 4, 6, 3)
+    frames = batch()["frames"].numpy()
+    for row, (b, t) in zip(rows, np.ndindex(2, 3), strict=True):
+        begin = frames[b, 0 if anchoring == "clip" else 2 * t]
+        for panel in row[1:3]:
+            found, grey = panel[24:160].mean(2), cv2.resize(begin, None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)
+            assert np.corrcoef(found.ravel(), cv2.cvtColor(grey, cv2.COLOR_RGB2GRAY)[24:160].ravel())[0, 1] > 0.95
+            labelled = (panel[172:, :150].max(1) == 255).any() and (panel[172:, :4] == 0).all()
+            assert labelled == (anchoring == "clip")
+        shown = cv2.resize(frames[b, 2 * t], None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)
+        np.testing.assert_array_equal(row[3][24:], shown[24:])
 
 
 def test_one_batch_one_file(tmp_path):

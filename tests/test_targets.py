@@ -270,18 +270,14 @@ def test_token_norm_of_features_is_over_the_channels_of_each():
         np.testing.assert_allclose(values[b, n], (x - x.mean()) / (x.std(ddof=1) + 1e-6), atol=1e-5)
 
 
-def test_only_frames_with_a_token_to_predict_are_looked_at_unless_statistics_need_all():
-    batch = make_batch()
-    batch["predict"] = torch.tensor([[0, 5, 19], [9, 10, 26]])  # tubelets 0 and 2; 1 and 2
-    for normalise, expected in [("none", [(0, 0), (0, 4), (1, 2), (1, 4)]), ("token", [(0, 0), (0, 4), (1, 2), (1, 4)]),
-                                ("clip", [(b, t) for b in range(2) for t in (0, 2, 4)])]:  # fmt: skip
-        colours = Colours()
-        values = compute_targets(batch, recipe("clip", normalise), colours)["clip"].values
-        (asked,) = colours.asked
-        assert torch.equal(asked, torch.stack([batch["frames"][place] for place in expected]))
-        assert values.shape == (2, 3, 5)
-    raw = compute_targets(batch, recipe("clip", "none"), Colours())["clip"].values
-    np.testing.assert_allclose(raw[1, 2], colours_of(batch["frames"][1, 4])[2, 2], atol=1e-6)
+@pytest.mark.parametrize("normalise", ["none", "clip", "token"])
+def test_features_are_computed_once_for_each_tubelet_and_weighed_once_for_each_token(normalise):
+    """A weight for each of 768 channels would take as much memory as the target."""
+    batch, colours = make_batch(), Colours()
+    target = compute_targets(batch, recipe("clip", normalise), colours)["clip"]
+    (asked,) = colours.asked
+    assert torch.equal(asked, batch["frames"][:, ::2].flatten(0, 1))
+    assert target.weights.shape == (CLIPS, 17, 1) and target.values.shape == (CLIPS, 17, 5)
 
 
 def test_a_clip_has_the_same_features_whatever_is_beside_it():
@@ -449,12 +445,12 @@ def test_some_of_a_recipe_s_heads():
     assert spatial.heads == {"clip": HeadOptions(normalise="clip")}
     assert (spatial.clip_model, spatial.decoder, spatial.decoder_depth) == ("vit_large_patch14", "separate", 4)
     assert (spatial.anchoring, spatial.remove_camera) == ("tubelet", True)
-    by_motion = dataclasses.replace(clip, mask="motion-bins").with_heads(
-        ["clip"]
-    )  # of the trajectories that are asked for
+    by_motion = dataclasses.replace(clip, mask="motion-bins").with_heads(["clip"])  # the mask's trajectories
     assert (by_motion.anchoring, by_motion.remove_camera) == ("clip", False)
     assert clip.with_heads(["displacement", "clip"]) == clip  # in the recipe's order
     assert load_recipe("maskfeat").with_heads(["hog"]).hog_l2
+    others = clip.predicting({"pixels": HeadOptions()})
+    assert others == dataclasses.replace(spatial, heads={"pixels": HeadOptions()}, clip_model="vit_base_patch16")
     for names in ["pixels"], ["clip", "wheels"], [""]:
         with pytest.raises(RecipeError, match=f"has no head '{names[-1]}'; it has clip, displacement"):
             clip.with_heads(names)

@@ -3,7 +3,8 @@
 A row is one tubelet of a clip. Its columns are the masked frame, the true trajectories, the predicted ones, where there
 are pixel predictions the frame with them, and the frame itself. Predicted patches are grey, dropped ones nearly black.
 Trajectories start at the grid points of the predicted tokens and run from dark to light in the order of time (MME
-figure 10), over the frame without its colours; steps that are not valid are in neither column.
+figure 10), over the frame without its colours; steps that are not valid are in neither column. With anchoring `clip` a
+token has one step of points that begin in the clip's first frame: it is drawn where they begin, over that frame.
 """
 
 import dataclasses
@@ -60,13 +61,13 @@ def draw_figure(
 
     Returns the picture, RGB.
 
-    With anchoring `clip` a tubelet has one step, which is drawn from the grid point.
     batch: `frames` uint8 (B, T, H, W, 3), `visible` and `predict`. pasted_pixels: uint8 like `frames`, with the
     prediction in the predicted patches. labels: the clips' names. scale: factor of enlargement.
     Raises ValueError where shapes do not fit one another, OSError where the file cannot be written.
     """
     frames, visible, predict = (_array(batch[name]) for name in ("frames", "visible", "predict"))
     tubelet, number = recipe.tubelet, recipe.token_grid[0]
+    by_clip = recipe.anchoring == "clip"
     count = min(tubelets, number)
     shown = [(2 * i + 1) * number // (2 * count) for i in range(count)]
     rows = []
@@ -79,9 +80,15 @@ def draw_figure(
                 motion=None if motion is None else _of_tubelet(motion, b, predict[b], recipe.token_grid, t),
                 pasted=None if pasted_pixels is None else _array(pasted_pixels[b])[t * tubelet],
                 scale=scale,
+                begin=frames[b, 0] if by_clip else None,
             )
             name = labels[b] if b < len(labels) else f"clip {b}"
-            draw_label(panels["masked"], f"{name}, frame {t * tubelet}", (0, panels["masked"].shape[0] - 20))
+            foot = 0, panels["masked"].shape[0] - 20
+            draw_label(panels["masked"], f"{name}, frame {t * tubelet}", foot)
+            if by_clip and motion is not None:
+                last = t * tubelet + tubelet
+                for title in _MOTION:
+                    draw_label(panels[title], f"frame 0, its points' step from {last - tubelet} to {last}", foot)
             rows.append(panels)
     for title, panel in rows[0].items():
         draw_label(panel, f"{title}, {motion.unit}" if motion is not None and title in _MOTION else title)
@@ -126,8 +133,12 @@ def row_panels(
     motion: Motion | None = None,
     pasted: Frame | None = None,
     scale: int = 2,
+    begin: Frame | None = None,
 ) -> dict[str, Frame]:
-    """The panels of one row, RGB, by title. `motion` holds the tubelet's predicted tokens alone: (N, K, L, 2)."""
+    """The panels of one row, RGB, by title. `motion` holds the tubelet's predicted tokens alone: (N, K, L, 2).
+
+    begin: the frame in which the trajectories begin, where it is not `frame`.
+    """
     patch = frame.shape[0] // states.shape[0], frame.shape[1] // states.shape[1]
     panels = {"masked": _masked(frame, states, scale, covered=(1, 2))}
     if motion is not None:
@@ -143,7 +154,7 @@ def row_panels(
             positions = np.concatenate([start, start + np.cumsum(steps, axis=2)], axis=2)
             positions = ((positions + 0.5) * scale - 0.5).reshape(-1, positions.shape[2], 2)
             finite = np.isfinite(positions[:, 1:]).all(axis=-1)
-            panels[title] = _backdrop(frame, scale)
+            panels[title] = _backdrop(frame if begin is None else begin, scale)
             draw_trajectories(panels[title], np.nan_to_num(positions), valid.reshape(finite.shape) & finite)
     if pasted is not None:
         panels["predicted pixels"] = _masked(pasted, states, scale, covered=(2,))

@@ -5,7 +5,7 @@ its fields. The resolved recipe is kept in every checkpoint.
 """
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, get_args
 
 import jsonargparse
@@ -235,9 +235,12 @@ class PretrainRecipe:
             raise RecipeError(
                 f"recipe {self.name} has no head {', '.join(map(repr, unknown))}; it has {', '.join(self.heads)}"
             )
-        idle = [option for options, users in _ONLY_FOR for option in options if not self._uses(option, users, names)]
-        kept = {name: head for name, head in self.heads.items() if name in names}
-        return dataclasses.replace(self, heads=kept, **{option: _default(option) for option in idle})
+        return self.predicting({name: head for name, head in self.heads.items() if name in names})
+
+    def predicting(self, heads: Mapping[HeadName, HeadOptions]) -> "PretrainRecipe":
+        """The recipe with these heads in place of its own; options that nothing uses then are as if not given."""
+        idle = [option for options, users in _ONLY_FOR for option in options if not self._uses(option, users, heads)]
+        return dataclasses.replace(self, heads=dict(heads), **{option: _default(option) for option in idle})
 
     @property
     def stored_heads(self) -> list[str]:

@@ -6,6 +6,7 @@ C colour channels, D values of a token.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -78,7 +79,7 @@ def compute_targets(
 def _target(name: str, batch: dict[str, Any], recipe: PretrainRecipe, features: FrameFeatures | None) -> Target:
     options = recipe.heads[name]  # type: ignore[index]  # a dict of literals
     if name == "clip":
-        values = _clip_features(batch, recipe, features, of_all=options.normalise == "clip")
+        values = _clip_features(batch, recipe, features)
         weights = values.new_ones((*values.shape[:2], 1))
     else:
         values, weights = _whole_clip(name, batch, recipe)
@@ -112,22 +113,11 @@ def _whole_clip(name: str, batch: dict[str, Any], recipe: PretrainRecipe) -> tup
     return values, weights.reshape(weights.shape + (1,) * (values.ndim - weights.ndim))
 
 
-def _clip_features(
-    batch: dict[str, Any], recipe: PretrainRecipe, features: FrameFeatures | None, of_all: bool
-) -> Tensor:
-    """Features (B, N, D) of the first frame of each tubelet (TrackMAE); zeros where none of its tokens is predicted.
-
-    of_all: compute all of them, for statistics over the clip.
-    """
+def _clip_features(batch: dict[str, Any], recipe: PretrainRecipe, features: FrameFeatures | None) -> Tensor:
+    """Features (B, N, D) of the first frame of each tubelet (TrackMAE)."""
     assert features is not None, "the head clip without a tower"
-    frames, predict = batch["frames"][:, :: recipe.tubelet], batch["predict"]
-    _, h, w = recipe.token_grid
-    wanted = torch.full(frames.shape[:2], of_all, device=frames.device)
-    wanted[torch.arange(len(predict), device=predict.device)[:, None], predict // (h * w)] = True
-    found = features(frames[wanted])  # (N, h * w, D)
-    values = found.new_zeros((*wanted.shape, *found.shape[1:]))
-    values[wanted] = found
-    return values.flatten(1, 2)
+    first = batch["frames"][:, :: recipe.tubelet]
+    return features(first.flatten(0, 1)).reshape(len(first), math.prod(recipe.token_grid), -1)
 
 
 def patches_of(frames: Tensor, recipe: PretrainRecipe) -> Tensor:
@@ -171,12 +161,13 @@ def _statistics_axes(name: str, shape: torch.Size, normalise: Normalisation) -> 
 def _moments(values: Tensor, weights: Tensor, over: tuple[int, ...], floor: float) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and standard deviation (unbiased) of the values that count, and the weights of those that have one.
 
-    Fewer than two values have no deviation: they leave the loss.
+    Fewer than two values have no deviation: they leave the loss. The weights that are returned are no larger than those
+    given but along `over`: where one stands for all of a token's values, it still does.
     """
-    each = weights.expand(values.shape)
-    count = each.sum(over, keepdim=True)
-    mean = (each * values).sum(over, keepdim=True) / count.clamp(min=1)
-    squares = (each * (values - mean).square()).sum(over, keepdim=True)
+    of_each = math.prod(values.shape[axis] // weights.shape[axis] for axis in over)
+    count = of_each * weights.sum(over, keepdim=True)
+    mean = (weights * values).sum(over, keepdim=True) / count.clamp(min=1)
+    squares = (weights * (values - mean).square()).sum(over, keepdim=True)
     deviation = (squares / (count - 1).clamp(min=1) + floor**2).sqrt() + _EPSILON
     return mean, deviation, weights * (count >= 2)
 
