@@ -78,6 +78,9 @@ def build_task(choices: Choices, group: Group) -> Task:
     tower, weights_digest = opened or (None, None)
     if weights_digest == RANDOM and group.is_main:
         logger.warning("the CLIP tower's weights are random: what the head clip learns from it means nothing")
+    tubelets, steps = recipe.token_grid[0], info.recipe.length
+    if recipe.anchoring == "clip" and recipe.reads_tracks and steps < tubelets - 1 and group.is_main:
+        logger.warning("trajectories have %d steps: tubelets %d to %d have no motion", steps, steps, tubelets - 1)
     torch.manual_seed(choices.seed)
     model = MaskedVideoModel(config)
     if choices.init is not None:
