@@ -34,7 +34,7 @@ from data_specs.frame_access import FrameAccess
 from data_specs.frame_resampling import BoxResampler
 from data_specs.video import Video
 from data_specs.view import View
-from training.multi_scale_crop import multi_scale_crop
+from training.reading.multi_scale_crop import multi_scale_crop
 
 FRAMES, STRIDE, SIZE, SCALES, SHORT_SIDE = 16, 4, (224, 224), (1.0, 0.875, 0.75, 0.66), 256
 

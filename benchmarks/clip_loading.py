@@ -25,7 +25,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.nn import functional
 
 from data_specs.cpu_decord import decord
-from training.clips import ClipDataset
+from training.reading.clips import ClipDataset
 from training.recipe import load_recipe
 
 CLOCKS = {"wall clock": time.perf_counter, "processor": time.process_time}

@@ -22,9 +22,9 @@ import torch
 from training.assembly import Choices, build_task
 from training.clip_tower import RANDOM
 from training.distributed import Group
-from training.masks import token_counts
 from training.model import ModelConfig, training_flops
 from training.optim import make_optimizer
+from training.reading.masks import token_counts
 from training.recipe import HeadOptions, PretrainRecipe, load_recipe
 from training.step import StepInput, optimise
 from training.step_batches import StepBatches

@@ -21,8 +21,8 @@ import tensorstore
 from numpy.typing import NDArray
 
 from data_specs.track_store import TrackShard, TrackStore
-from training.shard_reader import ShardReader
-from training.track_reader import TrackReader
+from training.reading.shard_reader import ShardReader
+from training.reading.track_reader import TrackReader
 
 ROWS, CLIPS = 40, 10
 

@@ -69,7 +69,7 @@ class TinyModel(nn.Module):
 
 
 class Clips(IterableDataset):
-    """Clip n of the endless order has numbers drawn from its own key; batches as `training.clips` gives them."""
+    """Clip n of the endless order has numbers drawn from its own key; batches as `reading.clips` gives them."""
 
     def __init__(self, position, batch_size, rank, world_size, *, bad=None, unread=(), delay=0.0):
         self.position, self.batch_size, self.rank, self.world_size = position, batch_size, rank, world_size

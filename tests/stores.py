@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from training.shard_reader import ShardReader
-from training.track_reader import TrackReader
+from training.reading.shard_reader import ShardReader
+from training.reading.track_reader import TrackReader
 
 EVERYTHING = "extends: mme-object\nname: everything\nhog_channels: 3\ndescriptors: [flow, hof, mbh]\n"
 """A recipe of every array that there is."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch.utils.data import DataLoader, Dataset
 
-from training.clip_stream import ClipStream, RankBatches, StreamClip, choose_start, rng_for
+from training.reading.clip_stream import ClipStream, RankBatches, StreamClip, choose_start, rng_for
 
 streams = st.builds(
     ClipStream, num_videos=st.integers(1, 40), seed=st.integers(0, 2**70), clips_per_video=st.integers(1, 4)

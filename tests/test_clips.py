@@ -19,12 +19,12 @@ from data_specs.scene import Disc, Scene, Texture, moving
 from data_specs.track_store import StoreError
 from data_specs.view import View
 from extraction.cli import main as extract
-from training.clips import ClipDataset, Skipped, clip_loader
 from training.image_hog import image_hog
+from training.reading.clips import ClipDataset, Skipped, clip_loader
+from training.reading.resampling import view_points
+from training.reading.store_fit import StoreFitError
 from training.recipe import HeadOptions, PretrainRecipe
-from training.resampling import view_points
 from training.step_batches import StepBatches
-from training.store_fit import StoreFitError
 from training.targets import compute_targets
 
 STEPS = 6
@@ -390,7 +390,7 @@ def test_a_video_is_opened_once_for_its_clips(root, store, monkeypatch):
             opened.append(path)
             super().__init__(path, **options)
 
-    monkeypatch.setattr("training.clips.ClipFrames", Counted)
+    monkeypatch.setattr("training.reading.clips.ClipFrames", Counted)
     dataset = ClipDataset(store, root, RECIPE, clips_per_video=3)
     batch = next(iter(clip_loader(dataset, batch_size=6)))
     assert len(opened) == 2

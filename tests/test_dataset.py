@@ -8,8 +8,8 @@ from data_specs.dataset import DatasetError, DatasetSpec, dataset_names, load_sp
 from data_specs.recipe import load_recipe
 from data_specs.track_store import StoreError, StoreInfo
 from extraction.plan import store_info
+from training.reading.store_fit import with_dataset_defaults
 from training.recipe import load_recipe as training_recipe
-from training.store_fit import with_dataset_defaults
 
 ROOT = Path("/data/videos")
 SPEC = DatasetSpec(name="x", lists={"train": "train.csv"})

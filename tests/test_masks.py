@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from training.masks import sample_mask, sample_tokens, split_tokens, token_counts
+from training.reading.masks import sample_mask, sample_tokens, split_tokens, token_counts
 from training.recipe import HeadOptions, PretrainRecipe
 
 GRID = (5, 6, 11)

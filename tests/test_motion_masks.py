@@ -15,13 +15,13 @@ from data_specs.geometry import apply_homography
 from data_specs.scene import Disc, Scene, moving, still
 from data_specs.track_store import StoreError
 from data_specs.view import View
-from training.clip_stream import choose_start, rng_for
-from training.clips import ClipDataset, clip_loader
-from training.masks import sample_tokens, token_counts
-from training.motion_masks import STILL_PX, patch_motion, sample_visible
-from training.multi_scale_crop import multi_scale_crop
+from training.reading.clip_stream import choose_start, rng_for
+from training.reading.clips import ClipDataset, clip_loader
+from training.reading.masks import sample_tokens, token_counts
+from training.reading.motion_masks import STILL_PX, patch_motion, sample_visible
+from training.reading.multi_scale_crop import multi_scale_crop
+from training.reading.store_fit import StoreFitError
 from training.recipe import HeadOptions, PretrainRecipe, RecipeError
-from training.store_fit import StoreFitError
 from training.targets import compute_targets
 
 MASKS = ["motion-bins", "motion-proportional", "motion-inverse"]

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from training.multi_scale_crop import multi_scale_crop
+from training.reading.multi_scale_crop import multi_scale_crop
 
 SCALES = (1.0, 0.875, 0.75, 0.66)
 

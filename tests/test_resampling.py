@@ -11,8 +11,8 @@ from scipy.interpolate import RegularGridInterpolator
 
 from data_specs.geometry import grid_points, grid_size
 from data_specs.view import View
-from training.resampling import Resampler, mirrored_hof, mirrored_hog, mirrored_mbh, view_points
-from training.shard_reader import Runs
+from training.reading.resampling import Resampler, mirrored_hof, mirrored_hog, mirrored_mbh, view_points
+from training.reading.shard_reader import Runs
 
 FRAME, STRIDE, STEPS = (150, 206), 8, 3
 GRID = grid_size(FRAME, STRIDE)  # 18 x 25, with 6 pixels left over on either axis

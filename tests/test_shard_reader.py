@@ -17,7 +17,7 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec
 
 from data_specs.schema import ArraySpec, array_specs
 from data_specs.track_store import StoreError, TrackStore
-from training.shard_reader import ArrayReader, OpenFiles, ShardReader
+from training.reading.shard_reader import ArrayReader, OpenFiles, ShardReader
 
 SPEC = ArraySpec("a", "int16", "point", -32768, (3, 2))
 CODECS = [BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"), Crc32cCodec()]
@@ -110,7 +110,7 @@ def test_chunks_far_apart_or_out_of_order_in_a_file(tmp_path, monkeypatch):
     file.write_bytes(turned + with_crc32c(table))
     np.testing.assert_array_equal(zarr.open_array(tmp_path / "a")[:], values)
     for gap in (128 << 10, 0):
-        monkeypatch.setattr("training.shard_reader._GAP", gap)
+        monkeypatch.setattr("training.reading.shard_reader._GAP", gap)
         reader = ArrayReader(tmp_path / "a", SPEC, OpenFiles())
         np.testing.assert_array_equal(reader.read(2, 20), values[2:20])
 

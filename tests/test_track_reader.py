@@ -14,7 +14,7 @@ import zarr
 
 from data_specs.encoding import decode_histograms
 from data_specs.track_store import StoreError, TrackStore
-from training.track_reader import TrackReader
+from training.reading.track_reader import TrackReader
 
 PLAIN = "extends: mme\nname: plain\nhog: false\ndetect_cuts: false\nlength: 4\nframe_step: 2\n"
 KINDS = ("flow", "hof", "mbh")

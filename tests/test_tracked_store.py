@@ -27,10 +27,10 @@ from extraction.inspect_cli import main as inspect
 from extraction.kernels import compile_kernels
 from extraction.motion.gpu.device import check_recipe
 from extraction.render import draw_row, film_frames, render
-from training.clip_motion import ClipMotion
+from training.reading.clip_motion import ClipMotion
+from training.reading.shard_reader import ShardReader
+from training.reading.track_reader import TrackReader
 from training.recipe import HeadOptions, PretrainRecipe
-from training.shard_reader import ShardReader
-from training.track_reader import TrackReader
 
 RECIPE = dataclasses.replace(
     TRACKMAE, name="short", length=5, frame_step=3, start_stride=4, grid_stride=8, hog=True, remove_camera=True

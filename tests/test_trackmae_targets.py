@@ -15,12 +15,12 @@ from tracked_stores import TRACKMAE, Film, make_tracked_store
 from data_specs.geometry import grid_points
 from data_specs.scene import Disc, Scene, moving, still
 from data_specs.view import View
-from training.clips import ClipDataset
 from training.losses import squared_errors
-from training.multi_scale_crop import multi_scale_crop
+from training.reading.clips import ClipDataset
+from training.reading.multi_scale_crop import multi_scale_crop
+from training.reading.track_reader import TrackReader
 from training.recipe import HeadOptions, PretrainRecipe
 from training.targets import compute_targets
-from training.track_reader import TrackReader
 
 FRAMES, STEP, STEPS, TUBELETS = 61, 8, 7, 8
 TIMES = list(range(0, 64, 4))

@@ -11,10 +11,10 @@ import torch
 from data_specs.dataset import DatasetError, DatasetSpec, dataset_names, load_spec, root_folder
 from data_specs.track_store import TrackStore
 from training.clip_tower import RANDOM, open_clip_tower
-from training.clips import ClipDataset, clip_loader
 from training.distributed import Group
 from training.interchange import load_encoder
 from training.model import MaskedVideoModel, ModelConfig
+from training.reading.clips import ClipDataset, clip_loader
 from training.recipe import PretrainRecipe
 from training.snapshot import draw_predictions
 from training.targets import compute_targets, head_sizes

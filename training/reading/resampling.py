@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from data_specs.encoding import HISTOGRAM_LEVELS
 from data_specs.schema import FLOW_BINS, HOG_BINS
 from data_specs.view import View
-from training.resampling_kernels import histograms_kernel, vectors_kernel
-from training.shard_reader import Runs
+from training.reading.resampling_kernels import histograms_kernel, vectors_kernel
+from training.reading.shard_reader import Runs
 
 
 def view_points(size: tuple[int, int], points: tuple[int, int]) -> NDArray[np.float64]:

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from data_specs.encoding import decode_flow
 from data_specs.schema import FLOW_BINS, HOG_BINS
 from data_specs.view import View
-from training.motion_masks import Motion, patch_motion
+from training.reading.motion_masks import Motion, patch_motion
+from training.reading.resampling import Resampler, compile_resampling, mirrored_hof, mirrored_hog, mirrored_mbh
+from training.reading.shard_reader import Runs
+from training.reading.store_fit import predicted_steps
+from training.reading.stored_rows import StoredRows
+from training.reading.track_reader import TrackReader, VideoRecord
 from training.recipe import PretrainRecipe
-from training.resampling import Resampler, compile_resampling, mirrored_hof, mirrored_hog, mirrored_mbh
-from training.shard_reader import Runs
-from training.store_fit import predicted_steps
-from training.stored_rows import StoredRows
-from training.track_reader import TrackReader, VideoRecord
 
 Arrays = dict[str, NDArray[Any]]
 

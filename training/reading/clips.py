@@ -21,16 +21,16 @@ from torch.utils.data import DataLoader, Dataset
 from data_specs.clip_frames import ClipFrames
 from data_specs.video import VideoError
 from data_specs.view import View
-from training.clip_motion import Arrays, ClipMotion
-from training.clip_stream import ClipStream, RankBatches, StreamClip, choose_start, rng_for
 from training.interrupts import ignore_in_worker
-from training.masks import sample_tokens, token_counts
-from training.motion_masks import Motion
-from training.multi_scale_crop import multi_scale_crop
+from training.reading.clip_motion import Arrays, ClipMotion
+from training.reading.clip_stream import ClipStream, RankBatches, StreamClip, choose_start, rng_for
+from training.reading.masks import sample_tokens, token_counts
+from training.reading.motion_masks import Motion
+from training.reading.multi_scale_crop import multi_scale_crop
+from training.reading.store_fit import StoreFitError, check_store_fits, with_dataset_defaults
+from training.reading.track_reader import TrackReader, VideoRecord
 from training.recipe import PretrainRecipe
 from training.step_batches import Batch
-from training.store_fit import StoreFitError, check_store_fits, with_dataset_defaults
-from training.track_reader import TrackReader, VideoRecord
 
 
 @dataclasses.dataclass(frozen=True)

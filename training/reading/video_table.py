@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from data_specs.geometry import grid_size, start_frames, tracked_size
 from data_specs.track_store import StoreError
-from training.shard_reader import ShardReader
+from training.reading.shard_reader import ShardReader
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from training.motion_masks import Motion, sample_visible
+from training.reading.motion_masks import Motion, sample_visible
 from training.recipe import MOTION_MASKS, Mask, PretrainRecipe
 
 TokenGrid = tuple[int, int, int]

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from data_specs.encoding import decode_flow
 from data_specs.failures import Failure, read_failures
 from data_specs.track_store import StoreError, TrackStore
-from training.shard_reader import OpenFiles, Runs, ShardReader
-from training.stored_rows import StoredRows, compile_steps
-from training.video_table import VideoRecord, VideoTable, join_tables, shard_table
+from training.reading.shard_reader import OpenFiles, Runs, ShardReader
+from training.reading.stored_rows import StoredRows, compile_steps
+from training.reading.video_table import VideoRecord, VideoTable, join_tables, shard_table
 
 __all__ = ["TrackField", "TrackReader", "VideoRecord", "VideoTable"]
 

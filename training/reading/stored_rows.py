@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from data_specs.schema import UNIT_PX
 from data_specs.track_store import StoreError
-from training.shard_reader import Runs
+from training.reading.shard_reader import Runs
 
 Window = tuple[range, range]
 """Rows and columns of a grid."""
