@@ -95,7 +95,7 @@ class Recipe:
     """Of cotracker3: what its network computes in."""
     compiled: bool = False
     """Of cotracker3: compile its network (torch.compile): minutes at first, faster from then on, and not the same to
-    the last bit."""
+    the last bit; nor are two runs, for what is compiled depends on the sizes that a worker has seen before."""
     hog: bool = True
     """Store histograms of oriented gradients along the trajectories (MME eq. 5)."""
     hog_window: int = 8
