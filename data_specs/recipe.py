@@ -35,6 +35,7 @@ Precision = Literal["fp32", "bf16"]
 POINT_OPTIONS = ("support_grid", "refinements", "visible_above", "precision", "compiled")
 """Fields that only a tracker of points has a use for; away from their defaults they are refused with flow."""
 
+_TUBELET = 2  # a tubelet's frames of a clip
 _TUPLES = ("camera_features", "descriptors")  # JSON has lists
 
 
@@ -47,7 +48,8 @@ class Recipe:
     length: int = 6
     """L, the number of steps of a trajectory (MME section 3.3: 6)."""
     frame_step: int = 1
-    """Frames from one position of a trajectory to the next."""
+    """Frames from one position of a trajectory to the next. In a recipe's file, null takes the step of the tubelets of
+    the data set's clips: two frames, `clip_stride` apart (8; SSv2 6)."""
     start_stride: int | None = None
     """Trajectories start at multiples of this frame number; null takes the data set's own (4; SSv2 2)."""
     grid_stride: int = 8
@@ -93,7 +95,7 @@ class Recipe:
     """Of cotracker3: what its network computes in."""
     compiled: bool = False
     """Of cotracker3: compile its network (torch.compile): minutes at first, faster from then on, and not the same to
-    the last bit."""
+    the last bit; nor are two runs, for what is compiled depends on the sizes that a worker has seen before."""
     hog: bool = True
     """Store histograms of oriented gradients along the trajectories (MME eq. 5)."""
     hog_window: int = 8
@@ -206,9 +208,14 @@ def recipe_names() -> list[str]:
     return shipped_names("data_specs")
 
 
-def load_recipe(name_or_file: str) -> Recipe:
+def load_recipe(name_or_file: str, clip_stride: int = 4) -> Recipe:
     """Load a shipped recipe by name (`mme`, `mme-object`, …) or a YAML file by path.
 
+    clip_stride: the data set's, in frames, for recipes that leave `frame_step` to it: their step is that of a clip's
+    tubelets, 2 * clip_stride.
     Raises RecipeError for an unknown name, a missing file, an unknown field, a wrong type or value.
     """
-    return Recipe.from_json(recipe_fields(name_or_file, "data_specs"), where=f"recipe {name_or_file}")
+    fields = recipe_fields(name_or_file, "data_specs")
+    if "frame_step" in fields and fields["frame_step"] is None:
+        fields["frame_step"] = _TUBELET * clip_stride
+    return Recipe.from_json(fields, where=f"recipe {name_or_file}")

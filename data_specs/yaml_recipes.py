@@ -2,7 +2,7 @@
 
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import jsonargparse
 import yaml
@@ -28,11 +28,17 @@ def recipe_fields(name_or_file: str, package: str) -> dict[str, Any]:
 def checked_fields(cls: type, fields: dict[str, Any], skip: set[str] | None = None) -> dict[str, Any]:
     """The fields of the dataclass `cls` but for those to `skip`, of the right types, and defaults for the others.
 
-    Raises jsonargparse.ArgumentError for an unknown field or a wrong type.
+    Raises jsonargparse.ArgumentError for an unknown field, a wrong type, or null where the type has none.
     """
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, skip=skip or set())
-    return dict(vars(parser.parse_object(fields)))
+    checked = dict(vars(parser.parse_object(fields)))
+    hints = get_type_hints(cls)
+    # the parser lets these pass
+    nulls = [name for name, value in checked.items() if value is None and type(None) not in get_args(hints[name])]
+    if nulls:
+        raise jsonargparse.ArgumentError(None, f"{', '.join(nulls)}: must not be null")
+    return checked
 
 
 def _fields(name_or_file: str, package: str, seen: tuple[str, ...]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from data_specs.recipe import Flow, Recipe, RecipeError, load_recipe, recipe_nam
 from data_specs.track_store import StoreError, StoreInfo
 from extraction.commit import ShardFolder, begin_store, check_store
 from extraction.kernels import compile_kernels
-from extraction.motion.cotracker3.weights import CoTrackerError, Weights, check_package, find_weights
+from extraction.motion.cotracker3.weights import OFFLINE_WINDOW, CoTrackerError, Weights, check_package, find_weights
 from extraction.motion.gpu.device import check_recipe, device_count, parse_device, why_missing
 from extraction.plan import ShardPlan, estimate, parse_shards, plan_shards, store_info
 from extraction.progress import Progress
@@ -136,12 +136,7 @@ def extract_tracks(options: jsonargparse.Namespace) -> int:
     videos = load_videos(options.dataset, options.root, options.split, options.list)
     if options.limit is not None:
         videos = videos.limited(options.limit)
-    recipe = load_recipe(options.recipe)
-    if options.start_stride is not None:
-        recipe = replace(recipe, start_stride=options.start_stride)
-    if options.flow is not None:
-        recipe = replace(recipe, flow=options.flow)
-    recipe = recipe.resolved(videos.start_stride)
+    recipe = _chosen_recipe(options, videos)
     device = _checked_device(options, recipe)
     weights = _checked_weights(options, recipe)
     store = options.out or Path(f"{videos.dataset}-{recipe.name}.tracks")
@@ -162,6 +157,18 @@ def extract_tracks(options: jsonargparse.Namespace) -> int:
         summary = _run(pending, videos, info, store, device, weights, options)
         logger.info("%s", summarise(summary))
     return _exit_status(plan_shards(store, videos, options.shards, shards, retry_failed=False))
+
+
+def _chosen_recipe(options: jsonargparse.Namespace, videos: VideoList) -> Recipe:
+    """The recipe, with what the command line says in its place and the data set where it leaves that to it."""
+    recipe = load_recipe(options.recipe, videos.clip_stride)
+    if options.start_stride is not None:
+        recipe = replace(recipe, start_stride=options.start_stride)
+    if options.flow is not None:
+        if recipe.tracker != "flow":
+            raise ValueError(f"--flow {options.flow}: recipe {recipe.name} has none, its tracker is {recipe.tracker}")
+        recipe = replace(recipe, flow=options.flow)
+    return recipe.resolved(videos.start_stride)
 
 
 def _checked_device(options: jsonargparse.Namespace, recipe: Recipe) -> str:
@@ -191,10 +198,16 @@ def _checked_weights(options: jsonargparse.Namespace, recipe: Recipe) -> Weights
         weights = find_weights(options.checkpoint)
         from extraction.motion.cotracker3.package import load_model  # noqa: PLC0415 (it imports torch)
 
-        load_model(weights.path)  # a file of something else is refused before there is a store
-        return weights
+        model = load_model(weights.path, weights.sha256)  # anything else is refused before there is a store
     except CoTrackerError as error:
         raise ValueError(str(error)) from error
+    trained_on = model.time_emb.shape[1]
+    if trained_on < OFFLINE_WINDOW:
+        logger.warning(
+            "--checkpoint %s: trained on windows of %d frames, as the online model is; its tracks are those of the "
+            "offline model with these weights, see docs/tracks.md", options.checkpoint, trained_on,
+        )  # fmt: skip
+    return weights
 
 
 def _shared_by_ray(device: str) -> tuple[str, int]:
@@ -268,7 +281,8 @@ def describe(plans: Sequence[ShardPlan], videos: VideoList, recipe: Recipe, stor
         f"shards     {len(plans)}, {sum(p.complete for p in plans)} of them complete",
         f"to do      {todo} videos; {sum(p.failed for p in plans)} have failed before"
         + ("" if not any(p.failed for p in plans) else " (--retry-failed tries those again)"),
-        f"recipe     {recipe.name}, {recipe.motion}, a start row every {recipe.start_stride} frames",
+        f"recipe     {recipe.name}, {recipe.motion}, {recipe.length + 1} positions {recipe.frame_step} frames apart, a "
+        f"start row every {recipe.start_stride} frames",
         f"estimate   {guess.frames:,.0f} frames, {guess.stored_bytes / 1e6:,.1f} MB, from {guess.sampled} of them",
     ]
     return "\n".join(lines) + "\n"

@@ -13,6 +13,7 @@ import torch
 from data_specs.recipe import load_recipe
 from data_specs.scene import random_scene
 from extraction.motion.cotracker3.network import CoTracker3
+from extraction.motion.cotracker3.package import load_model
 from extraction.motion.cotracker3.window_tracker import WindowTracker, support_points
 from extraction.stages import untimed
 
@@ -110,6 +111,23 @@ def test_points_may_be_given_in_any_frame(predictor, frames):
     np.testing.assert_allclose(found.points[0].permute(1, 0, 2), tracks[0], atol=0.01, rtol=0)
     np.testing.assert_allclose(found.visibility[0].T, visibility[0], atol=1e-4, rtol=0)
     np.testing.assert_allclose(found.confidence[0].T, confidence[0], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("offline", "window"), [(True, 60), (False, 16)])
+def test_a_file_of_weights_is_loaded_into_the_package_s_model(tmp_path, offline, window):
+    """And has what we use of it: the stand-in of other tests may not drift away from the package."""
+    from cotracker.models.build_cotracker import build_cotracker
+
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        weights = build_cotracker(None, offline=offline, window_len=window).state_dict()
+    torch.save({"model": weights}, tmp_path / "weights.pth")
+    model = load_model(tmp_path / "weights.pth")
+    assert all(torch.equal(values, weights[name]) for name, values in model.state_dict().items())
+    assert model.time_emb.shape == (1, window, model.updateformer.input_transform.in_features)
+    net = CoTracker3(model, torch.device("cpu"))
+    assert (net.resolution, net.stride, net.radius, net.channels) == ((384, 512), 4, 3, 128)
+    assert net.sizes == [(96, 128), (48, 64), (24, 32), (12, 16)]
 
 
 def test_support_points_are_the_package_s():

@@ -10,6 +10,7 @@ from extraction.evaluation import cli
 from extraction.evaluation.cotracker_points import CoTrackerPoints
 from extraction.motion.cotracker3 import package
 from extraction.motion.cotracker3.network import CoTracker3
+from extraction.motion.gpu.device import DeviceError
 
 SIZE = (88, 136)
 QUERIES = np.array([[0, 40.0, 30.5], [3, 61.25, 44.0], [5, 70.0, 20.0], [2, 99.5, 66.0]])
@@ -57,6 +58,25 @@ def test_forward_only_says_nothing_of_the_frames_before(scene):
         assert seen[int(t) :].any()
 
 
+def test_frames_that_cannot_be_written_to_are_taken_without_a_word(scene, recwarn):
+    """Pillow's are."""
+    frames = scene.frames(3)
+    for frame in frames:
+        frame.setflags(write=False)
+    points(together=True).track(frames, QUERIES[:1])
+    assert not recwarn.list
+
+
+def test_a_device_without_room_is_said(scene):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more")
+
+    tracker = points()
+    tracker._network.track = full
+    with pytest.raises(DeviceError, match="out of memory over 1 windows of 3 frames and 90 points"):
+        tracker.track(scene.frames(3), QUERIES[:1])
+
+
 def test_the_command_takes_weights_and_says_what_is_missing(tmp_path, capsys, monkeypatch):
     use_stand_in(monkeypatch)
     package.open_network.cache_clear()
@@ -70,4 +90,6 @@ def test_the_command_takes_weights_and_says_what_is_missing(tmp_path, capsys, mo
     assert "--checkpoint FILE" in capsys.readouterr().err
     assert cli.main(["--tracker", "dis", "--checkpoint", weights, *given]) == 2
     assert "none of dis has weights" in capsys.readouterr().err
+    assert cli.main(["--tracker", "dis", "still", "--device", "cuda", *given]) == 2
+    assert "--device cuda: dis, still measure on the CPU" in capsys.readouterr().err
     package.open_network.cache_clear()

@@ -131,7 +131,7 @@ def test_a_device_that_breaks_down_stops_the_run_and_blames_no_video(clips, tmp_
         arguments = ["--recipe", "mme-object-gpu", "--device", "cuda", "--limit", "1"]
         assert extract(clips, tmp_path / "s", *arguments) == 1
     error = capsys.readouterr().err
-    assert re.search(r"out of memory over 5 pairs of 72x104; take fewer --workers-per-gpu: CUDA out of memory", error)
+    assert re.search(r"out of memory over 5 pairs of 72x104; .*--workers-per-gpu.*: CUDA out of memory", error)
     assert "goes on from here once that is mended" in error
     assert not list((tmp_path / "s").rglob("*.failed"))
     assert extract(clips, tmp_path / "s", *arguments) == 0
@@ -164,6 +164,27 @@ def test_names_of_devices():
     for name in ("cuda:", "cuda:-1", "mps", "CUDA", ""):
         with pytest.raises(ValueError, match="must be cpu, cuda or cuda:N"):
             device.parse_device(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "said"),
+    [
+        ("cuda", RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"), "cuDNN error"),
+        ("cuda", RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "CUBLAS"),
+        ("cuda", torch.OutOfMemoryError("CUDA out of memory.\nMore"), "out of memory over 3 windows"),
+        ("cpu", torch._dynamo.exc.BackendCompilerFailed(print, ValueError("no compiler"), None), "no compiler"),
+    ],
+)
+def test_what_a_device_cannot_do_is_no_video_s_fault(name, error, said):
+    with pytest.raises(device.DeviceError, match=said), device.device_errors(torch.device(name), "3 windows"):
+        raise error
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
+def test_other_errors_are_left_as_they_are(name):
+    with pytest.raises(RuntimeError, match="must match") as raised, device.device_errors(torch.device(name), ""):
+        torch.zeros(2) + torch.zeros(3)
+    assert type(raised.value) is RuntimeError
 
 
 def test_the_benchmark_runs_and_counts_its_work(capsys):

@@ -16,6 +16,7 @@ from data_specs.track_store import TrackStore
 from data_specs.validate import validate_store
 from extraction import cli
 from extraction.motion.cotracker3 import package, weights
+from extraction.motion.gpu.device import DeviceError
 
 RECIPE = """
 extends: trackmae
@@ -134,15 +135,26 @@ def test_weights_must_be_given_and_be_weights(material, tmp_path, capsys, monkey
     torch.save({"a": torch.zeros(1)}, tmp_path / "others.pth")
     state = torch.load(material / "weights.pth", weights_only=True)
     torch.save({**state, "fnet.kernels": torch.zeros(3)}, tmp_path / "shape.pth")
+    torch.save({**state, "time_emb": torch.zeros(8)}, tmp_path / "axes.pth")
+    torch.save({**state, 5: torch.zeros(3)}, tmp_path / "number.pth")
+    torch.save({**state, "fnet.kernels": state["fnet.kernels"] / 0}, tmp_path / "nan.pth")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    (tmp_path / "short.pth").write_bytes(b"a0")  # a pickle that takes from an empty stack
     for name, problem in [
         ("nowhere.pth", "No such file"),
         ("text.pth", "cannot be read as weights"),
+        ("empty.pth", "not a file of torch.save"),
+        ("short.pth", "not a file of torch.save"),
         ("others.pth", "no time_emb"),
+        ("axes.pth", "no time_emb"),
         ("shape.pth", "fnet.kernels"),
+        ("number.pth", "do not fit"),
+        ("nan.pth", "not all values are finite in fnet.kernels"),
     ]:
         said = fails(capsys, *without, "--checkpoint", tmp_path / name)
         assert str(tmp_path / name) in said
         assert problem in said
+        assert "weights_only=False" not in said, "torch recommends to run what is in the file"
     assert not (tmp_path / "s").exists()
 
 
@@ -177,6 +189,14 @@ def test_flow_takes_no_weights(material, tmp_path, capsys):
     assert "has no tracker with weights" in said
 
 
+@pytest.mark.parametrize("flow", ["tvl1", "dis"])
+def test_a_tracker_takes_no_flow(material, tmp_path, capsys, flow):
+    """Not even the one that a recipe has where it says none."""
+    said = fails(capsys, *arguments(material, tmp_path / "s"), "--flow", flow)
+    assert f"--flow {flow}" in said
+    assert "its tracker is cotracker3" in said
+
+
 def test_weights_that_change_while_a_run_goes_on_stop_it(material, tmp_path, monkeypatch):
     """Every worker reads the file for itself."""
     use_stand_in(monkeypatch)
@@ -199,6 +219,49 @@ def test_another_version_of_the_package_is_named(monkeypatch):
         package.build_model()
 
 
+@pytest.mark.parametrize("path", ["empty_folder", "unfinished"])
+def test_a_package_that_cannot_be_used_stops_the_run(material, tmp_path, capsys, monkeypatch, path):
+    """A folder of that name, or a package of which something is missing, is no video's fault."""
+    use_stand_in(monkeypatch)
+    monkeypatch.syspath_prepend(str(tmp_path / path))
+    models = tmp_path / path / "cotracker" / "models"
+    models.mkdir(parents=True)
+    if path == "unfinished":
+        (models.parent / "__init__.py").touch()
+        (models / "__init__.py").touch()
+        (models / "build_cotracker.py").write_text("import not_installed_anywhere\n")
+    else:
+        monkeypatch.setattr(sys, "path", [p for p in sys.path if "stand_in_packages" not in p])
+    said = fails(capsys, *arguments(material, tmp_path / "s"))
+    assert "cannot be used: No module named" in said
+    assert "pip install" in said
+    found = weights.find_weights(str(material / "weights.pth"))
+    package.open_network.cache_clear()
+    with pytest.raises(OSError, match="cannot be used"):
+        package.open_network(found, "cpu", 6, "fp32", False)
+
+
+def test_a_device_without_room_for_the_network_stops_the_run(material, monkeypatch):
+    use_stand_in(monkeypatch)
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more")
+
+    monkeypatch.setattr(package, "CoTracker3", full)
+    package.open_network.cache_clear()
+    with pytest.raises(DeviceError, match="out of memory over the network's weights"):
+        package.open_network(weights.find_weights(str(material / "weights.pth")), "cpu", 6, "fp32", False)
+
+
+def test_weights_trained_on_short_windows_are_warned_of(material, tmp_path, monkeypatch, caplog):
+    use_stand_in(monkeypatch)
+    for window, warned in [(16, True), (60, False)]:
+        caplog.clear()
+        file = write_weights(tmp_path / "w.pth", window)
+        assert cli.main([*arguments(material, tmp_path / "s", "--dry-run"), "--checkpoint", str(file)]) == 0
+        assert ("trained on windows of 16 frames" in caplog.text) == warned
+
+
 def test_nothing_of_the_package_or_torch_is_imported_for_flow():
     """A worker that measures flow on the CPU starts without them."""
     code = (
@@ -215,3 +278,25 @@ def test_dry_run_needs_no_more_than_the_run(material, tmp_path, capsys, monkeypa
     said = capsys.readouterr().out
     assert "cotracker3" in said
     assert re.search(r"videos +3 of list", said)
+    assert "4 positions 2 frames apart" in said
+
+
+def test_a_store_of_a_data_set_with_its_own_clip_stride_serves_the_trainer(material, tmp_path, monkeypatch):
+    """Something-Something V2's 3: a tubelet is 6 frames, not Kinetics' 8."""
+    use_stand_in(monkeypatch)
+    write_clip(tmp_path / "long.avi", random_scene(3, 1.0, (72, 104)), 43)
+    (tmp_path / "list.txt").write_text("long.avi\n")
+    spec = f"name: own\nroot: {tmp_path}\nlists: {{train: {tmp_path}/list.txt}}\nstart_stride: 2\nclip_stride: 3\n"
+    (tmp_path / "own.yaml").write_text(spec)
+    given = [
+        "--dataset", tmp_path / "own.yaml", "--shards", 1, "--out", tmp_path / "s", "--executor", "local",
+        "--recipe", "trackmae", "--checkpoint", material / "weights.pth",
+    ]  # fmt: skip
+    package.open_network.cache_clear()
+    assert cli.main([str(a) for a in given]) == 0
+    package.open_network.cache_clear()
+    assert validate_store(tmp_path / "s") == []
+    shard, video = TrackStore(tmp_path / "s").find("long.avi")
+    assert [shard.read_row(video, row).frame for row in shard.rows(video)] == [0], "43 frames are 7 steps of 6"
+    info = TrackStore(tmp_path / "s").info
+    assert info.recipe.frame_step == 2 * info.clip_stride, "what the trainer asks for"

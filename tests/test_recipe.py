@@ -3,6 +3,7 @@ import re
 
 import pytest
 
+from data_specs.dataset import load_spec
 from data_specs.recipe import Recipe, RecipeError, load_recipe, recipe_names
 
 
@@ -27,6 +28,18 @@ def test_trackmae_follows_the_patches_through_every_second_frame_of_a_clip():
         assert each.camera_features == ("surf", "tracks")
         assert Recipe.from_json(json.loads(json.dumps(each.to_json())), "a store") == each
     assert load_recipe("mme").motion == "flow tvl1"
+
+
+@pytest.mark.parametrize(("dataset", "step"), [("k400", 8), ("ssv2", 6)])
+def test_trackmae_steps_with_the_tubelets_of_the_data_set_s_clips(dataset, step):
+    assert load_recipe("trackmae", load_spec(dataset).clip_stride).frame_step == step
+    assert load_recipe("trackmae-dense", load_spec(dataset).clip_stride).frame_step == step
+    assert load_recipe("mme", load_spec(dataset).clip_stride).frame_step == 1
+
+
+def test_a_store_says_its_step():
+    with pytest.raises(RecipeError, match="frame_step: must not be null"):
+        Recipe.from_json({**load_recipe("trackmae").to_json(), "frame_step": None}, "a store")
 
 
 def test_trackmae_with_histograms_and_without_the_camera(tmp_path):
@@ -112,6 +125,7 @@ def test_a_recipe_file_changes_some_fields_of_another(tmp_path):
         ("extends: trackmae\nvisible_above: 1.0\n", "visible_above is 1.0, must be 0 or more and less than 1"),
         ("extends: trackmae\nvisible_above: .nan\n", "visible_above is nan"),
         ("extends: trackmae\nprecision: fp16\n", "precision"),
+        ("extends: mme\nlength: null\nhog: null\n", "length, hog: must not be null"),
         ("extends: mme\nhog_channels: 2\n", "hog_channels"),
         ("length: 3\n", "name"),
         ("just text\n", "must be a mapping"),

@@ -10,7 +10,7 @@ from cotracker_stand_in import stand_in_model
 from data_specs.geometry import apply_homography
 from data_specs.recipe import load_recipe
 from data_specs.scene import Disc, Scene, Texture, moving, still
-from extraction.motion.cotracker3.network import CoTracker3
+from extraction.motion.cotracker3.network import CoTracker3, FrameFeatures, WindowTracks
 from extraction.motion.cotracker3.window_tracker import WindowTracker, support_points, windows_at_a_time
 from extraction.stages import untimed
 
@@ -159,6 +159,58 @@ def test_nothing_is_tracked_across_a_cut():
     # what lies behind the cut does not even reach the network
     other = track(before.frames(7) + scene().frames(14), options, cuts=(7,))[0]
     np.testing.assert_array_equal(first.positions, other.positions)
+
+
+class Recorder:
+    """In place of the network: says for each window's frames which ones they are, as their confidence."""
+
+    resolution = (32, 48)
+
+    def __init__(self, device):
+        self.device = torch.device(device)
+
+    def new_features(self, places):
+        return FrameFeatures(places, [(1, 1)], 1, torch.empty(0))
+
+    def pyramid(self, frames):
+        return [frames[:, :1, :1, :1].float() / 256]
+
+    def track(self, features, places, queries):
+        windows, points = queries.shape[:2]
+        seen = features.levels[0][places.flatten()].view(windows, 1, -1).expand(-1, points, -1)
+        still = queries[:, :, None, 1:].expand(-1, -1, places.shape[1], -1)
+        return WindowTracks(still, torch.ones_like(seen), seen)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    ("length", "step", "stride", "windows"), [(7, 8, 4, 3), (3, 5, 2, 4), (4, 1, 7, 2), (2, 6, 9, 1), (1, 3, 3, 5)]
+)
+def test_windows_have_their_own_frames_up_to_the_first_cut(device, length, step, stride, windows):
+    """Cuts on a window's first frame, its last, between two of its frames, twice in one; a video of one window too.
+
+    On a device frames are held back for a batch, so the places that they are kept in are others.
+    """
+    options, span = recipe(length=length, frame_step=step, start_stride=stride, visible_above=0.0), length * step
+    for count in (span, span + 1, span + stride + 1, 3 * span + 2 * stride + 5):
+        frames = [np.full((16, 24, 3), number, np.uint8) for number in range(count)]
+        for cuts in [
+            (),
+            (1,),
+            (span,),
+            (span + 1,),
+            (stride,),
+            (stride + step, stride + 2 * step + 1),
+            range(3, count, 4),
+        ]:
+            rows = track(frames, options, cuts=cuts, windows=windows, net=Recorder(device))
+            assert [row.start for row in rows] == [t for t in range(0, count, stride) if t + span < count]
+            for row in rows:
+                times = [row.start + step * k for k in range(length + 1)]
+                own = np.array([not any(row.start < cut <= time for cut in cuts) for time in times])
+                np.testing.assert_array_equal(row.confidence[0], np.where(own, times, 0) / 256)
+                np.testing.assert_array_equal(row.visibility[0], own)
+                np.testing.assert_array_equal(row.valid[0, 1:], (own & (np.array(times) > 0))[1:])
 
 
 @pytest.mark.parametrize("features", [("surf", "tracks"), ("tracks",)])

@@ -93,6 +93,10 @@ def evaluate_tracks(options: jsonargparse.Namespace) -> list[Evaluation]:
     if options.checkpoint is not None and not set(names) & set(NETWORKS):
         raise ValueError(f"--checkpoint {options.checkpoint}: none of {', '.join(names)} has weights")
     device = parse_device(options.device)
+    if device != "cpu" and not set(names) & set(NETWORKS):
+        raise ValueError(
+            f"--device {device}: {', '.join(names)} measure on the CPU; only {' and '.join(NETWORKS)} do not"
+        )
     trackers = {name: make_point_tracker(name, options.checkpoint, device) for name in names}
     side = _side(options.size, options.data)
     if options.videos is not None and options.videos < 1:

@@ -11,6 +11,7 @@ from data_specs.video import Frame
 from extraction.evaluation.point_tracker import query_frames
 from extraction.motion.cotracker3.network import CoTracker3, to_network
 from extraction.motion.cotracker3.window_tracker import support_points
+from extraction.motion.gpu.device import device_errors
 
 _GLOBAL_SIDE, _LOCAL_SIDE, _LOCAL_EXTENT = 5, 8, 50
 _TOKENS_AT_A_TIME = 1 << 15  # points times frames, on a device that needs many to be busy
@@ -39,18 +40,20 @@ class CoTrackerPoints:
         network, count = self._network, len(frames)
         height, width = frames[0].shape[:2]
         factors = np.array(to_network((height, width), network.resolution))
-        features = network.new_features(count)
-        for number, frame in enumerate(frames):
-            features.put([number], network.pyramid(torch.from_numpy(frame)[None]))
+        with device_errors(network.device, f"features of {count} frames"):
+            features = network.new_features(count)
+            for number, frame in enumerate(frames):
+                features.put([number], network.pyramid(torch.from_numpy(frame[None].copy())))  # it may be read-only
         places = torch.tensor([features.places(range(count))])
         points, visible = np.empty((len(queries), count, 2)), np.empty((len(queries), count), np.bool_)
         asked = np.concatenate([starts[:, None], queries[:, 1:] * factors], axis=1)
         for chosen, batch in self._batches(asked, count):
-            found = network.track(features, places.expand(len(batch), -1), torch.from_numpy(batch).float())
             own = len(chosen) // len(batch)  # of each window's points, the queries come first
-            points[chosen] = found.points[:, :own].flatten(0, 1).cpu().numpy() / factors
-            certain = (found.visibility * found.confidence)[:, :own].flatten(0, 1)
-            visible[chosen] = certain.cpu().numpy() > Recipe.visible_above
+            with device_errors(network.device, f"{len(batch)} windows of {count} frames and {batch.shape[1]} points"):
+                found = network.track(features, places.expand(len(batch), -1), torch.from_numpy(batch).float())
+                certain = (found.visibility * found.confidence)[:, :own].flatten(0, 1).cpu().numpy()
+                points[chosen] = found.points[:, :own].flatten(0, 1).cpu().numpy() / factors
+            visible[chosen] = certain > Recipe.visible_above
         numbers = np.arange(len(queries))
         points[numbers, starts], visible[numbers, starts] = queries[:, 1:], True
         if not both_ways:

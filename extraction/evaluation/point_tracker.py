@@ -122,7 +122,8 @@ def point_tracker_names() -> list[str]:
 def make_point_tracker(name: str, checkpoint: str | None = None, device: str = "cpu") -> PointTracker:
     """The tracker of that name; a flow's is recipe `mme-object` with that flow.
 
-    checkpoint, device: of `cotracker3`, which tracks each query by itself, and `cotracker3-joint`, which does not.
+    checkpoint, device: of `cotracker3`, which tracks each query by itself, and `cotracker3-joint`, which does not. They
+    have no meaning for the others.
     Raises ValueError where there is no such tracker, OSError for a package, weights or device that are not there.
     """
     if name in FLOWS:

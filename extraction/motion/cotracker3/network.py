@@ -159,8 +159,9 @@ class CoTracker3:
         ]
         points = start[:, :, None].expand(-1, -1, frames, -1).contiguous()
         states = points.new_zeros((*points.shape[:3], 2))  # logits of visibility and confidence
-        time = functional.interpolate(self._time_embedding.permute(0, 2, 1), size=frames, mode="linear")
-        time = self._time_embedding if frames == self._time_embedding.shape[1] else time.permute(0, 2, 1)
+        time = self._time_embedding
+        if frames != time.shape[1]:
+            time = functional.interpolate(time.permute(0, 2, 1), size=frames, mode="linear").permute(0, 2, 1)
         for _ in range(self.refinements):
             seen = [self._correlate(features, level, places, points, support[level]) for level in range(len(support))]
             points, states = self._refine_once(points, states, torch.cat(seen, dim=-1), time)

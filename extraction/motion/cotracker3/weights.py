@@ -14,6 +14,8 @@ from typing import NamedTuple
 COMMIT = "82e02e8029753ad4ef13cf06be7f4fc5facdda4d"
 """The package's commit that this was written against and is tested with."""
 INSTALL = f"pip install 'cotracker @ git+https://github.com/facebookresearch/co-tracker@{COMMIT}'"
+OFFLINE_WINDOW = 60
+"""Frames that the offline model was trained on at most; the online model: 16."""
 HUB, HUB_REPOSITORY, HUB_FILE = "hub", "facebook/cotracker3", "scaled_offline.pth"
 
 

@@ -25,6 +25,9 @@ SOME_DEVICE = "cuda"
 """A device's name where only a cluster's nodes see it."""
 
 
+_OF_CUDA = re.compile(r"\b(cuda|cudnn|cublas|cusolver|cufft|nvrtc)", re.IGNORECASE)
+
+
 class DeviceError(OSError):
     """The device is not there, or gave up. No video's fault: the run stops."""
 
@@ -78,6 +81,7 @@ def open_device(device: str) -> "torch.device":
     if missing:
         raise DeviceError(missing)
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False  # the same for convolutions, where it is not torch's default
     torch.set_num_threads(1)  # on the host: workers share the machine
     if ":" in device:
         torch.cuda.set_device(device)  # Triton launches on the current one, whatever its tensors are on
@@ -86,18 +90,24 @@ def open_device(device: str) -> "torch.device":
 
 @contextmanager
 def device_errors(device: "torch.device", over: str) -> Iterator[None]:
-    """Raise DeviceError where the device runs out of memory over something, or breaks down."""
+    """Raise DeviceError where the device runs out of memory over something, breaks down, or cannot be compiled for."""
     import torch  # noqa: PLC0415
 
-    # what CUDA's errors are raised as; older versions of torch have no class for them, and the CPU's are no device's
-    broken: type[Exception] = getattr(torch, "AcceleratorError", RuntimeError if device.type == "cuda" else DeviceError)
+    # what CUDA's errors are raised as; older versions of torch have no class for them
+    accelerator: type[Exception] = getattr(torch, "AcceleratorError", torch.OutOfMemoryError)
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise DeviceError(
-            f"--device {device}: out of memory over {over}; take fewer --workers-per-gpu: {str(error).splitlines()[0]}"
+            f"--device {device}: out of memory over {over}; give it fewer at a time (extract-tracks: "
+            f"--workers-per-gpu): {str(error).splitlines()[0]}"
         ) from error
-    except broken as error:
+    except RuntimeError as error:
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise DeviceError(f"torch.compile, which `compiled: true` asks for, fails: {str(error).strip()}") from error
+        # those of CUDA's libraries are RuntimeErrors in every version
+        if not isinstance(error, accelerator) and (device.type == "cpu" or not _OF_CUDA.search(str(error))):
+            raise
         raise DeviceError(f"--device {device}: {str(error).splitlines()[0]}") from error
 
 
