@@ -82,19 +82,17 @@ def compare_store(store: TrackStore, root: Path, official: Official, rows: int) 
         for number, meta in enumerate(shard.metas):
             frames = list(Video(root / meta.path, recipe.short_side))
             longest = frames if len(frames) > len(longest) else longest
-            own = shard.rows(number)
-            chosen = sorted({own[i] for i in np.linspace(0, len(own) - 1, min(rows, len(own))).astype(int)})
-            worst, moved, compared = 0.0, 0.0, 0
-            for row_number in chosen:
-                row = shard.read_row(number, row_number, hog=False)
-                if any(row.frame < cut <= row.frame + recipe.span for cut in meta.cuts):
-                    continue  # behind a cut ours track nothing
+            # behind a cut ours track nothing
+            found = [shard.read_row(number, row, hog=False) for row in shard.rows(number)]
+            own = [r for r in found if not any(r.frame < cut <= r.frame + recipe.span for cut in meta.cuts)]
+            chosen = sorted(set(np.linspace(0, len(own) - 1, min(rows, len(own))).astype(int)))
+            worst, moved = 0.0, 0.0
+            for row in (own[i] for i in chosen):
                 window = frames[row.frame : row.frame + recipe.span + 1 : recipe.frame_step]
                 expected = official(window, row.positions[:, 0])
-                compared += 1
                 worst = max(worst, float(np.abs(row.positions - expected).max()))
                 moved = max(moved, float(np.linalg.norm(np.diff(expected, axis=1), axis=-1).max()))
-            print(f"{meta.path}: {compared} rows, at most {worst:.4f} px apart; steps of up to {moved:.1f} px")
+            print(f"{meta.path}: {len(chosen)} rows, at most {worst:.4f} px apart; steps of up to {moved:.1f} px")
     return longest
 
 
