@@ -75,13 +75,12 @@ def timed(work: Callable[[], NDArray], windows: int) -> tuple[float, NDArray]:
     return (time.perf_counter() - begun) / windows, found
 
 
-def compare_store(store: TrackStore, root: Path, official: Official, rows: int) -> list[Frame]:
-    """Print how far the store's positions are from the predictor's; returns the frames of the longest video."""
-    recipe, longest = store.info.recipe, []
+def compare_store(store: TrackStore, root: Path, official: Official, rows: int) -> None:
+    """Print how far the store's positions are from the predictor's."""
+    recipe = store.info.recipe
     for _, shard in store.shards():
         for number, meta in enumerate(shard.metas):
             frames = list(Video(root / meta.path, recipe.short_side))
-            longest = frames if len(frames) > len(longest) else longest
             # behind a cut ours track nothing
             found = [shard.read_row(number, row, hog=False) for row in shard.rows(number)]
             own = [r for r in found if not any(r.frame < cut <= r.frame + recipe.span for cut in meta.cuts)]
@@ -93,7 +92,6 @@ def compare_store(store: TrackStore, root: Path, official: Official, rows: int) 
                 worst = max(worst, float(np.abs(row.positions - expected).max()))
                 moved = max(moved, float(np.linalg.norm(np.diff(expected, axis=1), axis=-1).max()))
             print(f"{meta.path}: {len(chosen)} rows, at most {worst:.4f} px apart; steps of up to {moved:.1f} px")
-    return longest
 
 
 def main() -> None:
@@ -102,6 +100,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--rows", type=int, default=2, help="of each video, compared with the store")
+    parser.add_argument("--video", help="of which windows are timed; default: the store's first")
     parser.add_argument("--windows", type=int, default=6, help="timed")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--batch", type=int, help="windows at a time; default: what extraction takes on the device")
@@ -117,7 +116,10 @@ def main() -> None:
         raise SystemExit(f"{options.store} has weights {store.info.weights_sha256}, {weights.path} is {weights.sha256}")
     recipe = store.info.recipe
     official = Official(weights.path, recipe, device)
-    frames = stretch_of(compare_store(store, options.root, official, options.rows), recipe, options.windows)
+    compare_store(store, options.root, official, options.rows)
+    shard, number = store.find(options.video or next(iter(store.shards()))[1].paths[0])
+    video = Video(options.root / shard.metas[number].path, recipe.short_side)
+    frames = stretch_of(list(video), recipe, options.windows)
     windows = (len(frames) - recipe.span - 1) // recipe.start_stride + 1
     recipe = dataclasses.replace(recipe, remove_camera=False)
 
