@@ -1,5 +1,7 @@
 """CoTracker3 in evaluate-tracks, by the stand-in for its network."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from extraction.evaluation import cli
 from extraction.evaluation.cotracker_points import CoTrackerPoints
 from extraction.motion.cotracker3 import package
 from extraction.motion.cotracker3.network import CoTracker3
+from extraction.motion.cotracker3.weights import find_weights
 from extraction.motion.gpu.device import DeviceError
 
 SIZE = (88, 136)
@@ -82,7 +85,15 @@ def test_the_command_takes_weights_and_says_what_is_missing(tmp_path, capsys, mo
     package.open_network.cache_clear()
     given = ["--data", "rendered", "--videos", "1"]
     weights = str(write_weights(tmp_path / "w.pth"))
-    assert cli.main(["--tracker", "cotracker3-joint", "still", "--checkpoint", weights, *given]) == 0
+    out = tmp_path / "figures.json"
+    assert (
+        cli.main(["--tracker", "cotracker3-joint", "still", "--checkpoint", weights, "--json", str(out), *given]) == 0
+    )
+    by_name = {row["tracker"]: row for row in json.loads(out.read_text())}
+    assert by_name["cotracker3-joint"]["weights_sha256"] == find_weights(weights).sha256
+    assert "weights_sha256" not in by_name["still"]
+    assert by_name["still"]["data"] == ["rendered"]
+    assert by_name["still"]["size"] is None
     rows = {line.split("|")[1].strip(): line for line in capsys.readouterr().out.splitlines()[2:]}
     average = {name: float(line.split("|")[-4]) for name, line in rows.items()}
     assert average["cotracker3-joint"] > average["still"] + 20

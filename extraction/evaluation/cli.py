@@ -19,6 +19,7 @@ from extraction.evaluation.point_tracker import NETWORKS, make_point_tracker, po
 from extraction.evaluation.rendered import rendered_videos
 from extraction.evaluation.tapvid_data import read_tapvid
 from extraction.evaluation.tapvid_metrics import RASTER, QueryMode
+from extraction.motion.cotracker3.weights import find_weights
 from extraction.motion.gpu.device import parse_device
 
 logger = logging.getLogger(__name__)
@@ -121,7 +122,13 @@ def evaluate_tracks(options: jsonargparse.Namespace) -> list[Evaluation]:
                 "is a point visible in a frame other than its query's"
             )
     if out is not None:
-        write_file(out, json.dumps([evaluation.to_json() for evaluation in evaluations], indent=1) + "\n")
+        made_from = {"data": list(options.data), "size": side, "device": device}
+        weights = {"weights_sha256": find_weights(options.checkpoint).sha256} if set(names) & set(NETWORKS) else {}
+        written = [
+            {**made_from, **(weights if evaluation.tracker in NETWORKS else {}), **evaluation.to_json()}
+            for evaluation in evaluations
+        ]
+        write_file(out, json.dumps(written, indent=1) + "\n")
     return evaluations
 
 
