@@ -38,11 +38,16 @@ def grid_points(frame_size: tuple[int, int], stride: int) -> NDArray[np.float64]
     return np.stack([x.ravel(), y.ravel()], axis=-1)
 
 
-def start_frames(num_frames: int, length: int, frame_step: int, start_stride: int) -> range:
+def start_frames(
+    num_frames: int, length: int, frame_step: int, start_stride: int, *, keep_short: bool = False
+) -> range:
     """Frames at which trajectories start: the multiples of `start_stride` with `length` whole steps left.
 
-    A trajectory has length + 1 positions, at start + k * frame_step for k = 0 ... length.
+    A trajectory has length + 1 positions, at start + k * frame_step for k = 0 ... length. keep_short: where no frame
+    leaves room for that, but frame 0 for one step, trajectories start there, and end with the video.
     """
+    if keep_short and frame_step < num_frames <= length * frame_step:
+        return range(1)
     return range(0, max(0, num_frames - length * frame_step), start_stride)
 
 

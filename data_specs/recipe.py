@@ -52,6 +52,9 @@ class Recipe:
     the data set's clips: two frames, `clip_stride` apart (8; SSv2 6)."""
     start_stride: int | None = None
     """Trajectories start at multiples of this frame number; null takes the data set's own (4; SSv2 2)."""
+    keep_short: bool = False
+    """A video with too few frames for one trajectory, but enough for one step of it, gets one start row all the same,
+    at its first frame: past the video's last frame nothing is valid. Without it such a video is recorded as failed."""
     grid_stride: int = 8
     """Distance of the grid's points; 8 puts four of them into a 16 x 16 patch (MME's K = 4)."""
     short_side: int = 256

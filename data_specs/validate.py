@@ -11,7 +11,7 @@ import zarr
 from numpy.typing import NDArray
 
 from data_specs.dataset import list_digest
-from data_specs.encoding import decode_positions
+from data_specs.encoding import MOST_UNITS, decode_positions
 from data_specs.failures import read_failures
 from data_specs.geometry import grid_points, grid_size, start_frames, tracked_size
 from data_specs.schema import UNIT_PX, ArraySpec, VideoMeta, array_specs
@@ -171,7 +171,8 @@ class _ShardCheck:
             yield f"{where}: grid_size is {meta.grid_size}, must be {grid}"
             return
         assert recipe.start_stride is not None
-        starts = list(start_frames(meta.num_frames, recipe.length, recipe.frame_step, recipe.start_stride))
+        times = (meta.num_frames, recipe.length, recipe.frame_step, recipe.start_stride)
+        starts = list(start_frames(*times, keep_short=recipe.keep_short))
         if len(rows) != len(starts):
             yield f"{where}: has {len(rows)} start rows, must have {len(starts)} for {meta.num_frames} frames"
             return
@@ -216,6 +217,7 @@ class _ShardCheck:
             yield f"{where}: start at frames {data['start/frame'].tolist()}, must be {starts}"
         else:
             yield from self._check_cuts(data, meta, where)
+            yield from self._check_end(data, meta, where)
         yield from self._check_camera(data, where)
         yield from self._check_tracks(data, meta, where)
         yield from self._check_descriptors(data, where)
@@ -238,10 +240,38 @@ class _ShardCheck:
                     f"frame {cut}"
                 )
 
+    def _check_end(self, data: dict[str, NDArray[Any]], meta: VideoMeta, where: str) -> Iterator[str]:
+        """Whether there is nothing past the last frame of a video that is kept though it is short."""
+        past = self._past_end(data, meta)
+        if not past.any():
+            return
+        of_point = np.repeat(past, meta.points_per_start, axis=0)  # (P, L + 1)
+        longest = np.abs(data["displacement"].astype(np.int32)).max(axis=-1)
+        lacking = np.zeros(longest.shape, np.bool_)
+        lacking[:, 1:] = longest[:, :-1] >= MOST_UNITS  # what such a step lacks is in the next one
+        checks = [
+            ("valid", data["valid"] == 1, of_point),
+            ("camera/estimated", data["camera/estimated"] == 1, past[:, 1:]),
+            ("displacement", (longest > 0) & ~lacking, of_point[:, 1:]),
+            *((name, data[name] != 0, of_point) for name in ("visibility", "confidence") if name in data),
+            *((name, data[name].any(axis=-1), of_point[:, :-1]) for name in ("hog",) if name in data),
+        ]
+        for name, something, past_end in checks:
+            if (wrong := something & past_end).any():
+                place, k = np.argwhere(wrong)[0]
+                yield f"{where}: {name} of {place} at step {k} is not 0, past the last of {meta.num_frames} frames"
+
+    def _past_end(self, data: dict[str, NDArray[Any]], meta: VideoMeta) -> NDArray[np.bool_]:
+        """(S, L + 1): which positions of each row lie past the video's last frame."""
+        return np.asarray(self._frames(data) >= meta.num_frames)
+
+    def _frames(self, data: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
+        """(S, L + 1): the frame of each position of each row."""
+        return np.asarray(data["start/frame"][:, None] + self.recipe.frame_step * np.arange(self.recipe.length + 1))
+
     def _shots(self, data: dict[str, NDArray[Any]], meta: VideoMeta) -> NDArray[np.int64]:
         """(S, L + 1): how many cuts lie before each position of each row, or at it."""
-        frames = data["start/frame"][:, None] + self.recipe.frame_step * np.arange(self.recipe.length + 1)
-        return np.searchsorted(meta.cuts, frames, side="right")
+        return np.searchsorted(meta.cuts, self._frames(data), side="right")
 
     def _check_camera(self, data: dict[str, NDArray[Any]], where: str) -> Iterator[str]:
         estimated, homography = data["camera/estimated"], data["camera/homography"]
@@ -272,8 +302,8 @@ class _ShardCheck:
             yield from self._check_lost(data, where)
         else:
             shots = self._shots(data, meta)
-            after_cut = np.repeat(shots > shots[:, :1], len(grid), axis=0)
-            for problem in estimate_problems(data, self.recipe, inside, after_cut):
+            unseen = np.repeat((shots > shots[:, :1]) | self._past_end(data, meta), len(grid), axis=0)
+            for problem in estimate_problems(data, self.recipe, inside, unseen):
                 yield f"{where}: {problem}"
             if "hog" in data and data["hog"][~maybe_inside[:, :-1]].any():
                 yield f"{where}: a histogram is not 0 where its point is outside the frame"

@@ -13,15 +13,17 @@ _PRODUCT_ERROR = 1e-6  # of visibility * confidence in single precision
 
 
 def estimate_problems(
-    data: Mapping[str, NDArray[Any]], recipe: Recipe, inside: NDArray[np.bool_], after_cut: NDArray[np.bool_]
+    data: Mapping[str, NDArray[Any]], recipe: Recipe, inside: NDArray[np.bool_], unseen: NDArray[np.bool_]
 ) -> Iterator[str]:
     """Problems of a few start rows' `visibility`, `confidence` and `valid` (P, L + 1), without the place.
 
     A point is valid where visibility * confidence is above the recipe's `visible_above`, it is inside the frame and no
-    cut lies before it; always in its first frame, and never where its displacements cannot follow it.
+    cut and no end of the video lies before it; always in its first frame, and never where its displacements cannot
+    follow it.
 
     data: arrays of the store by name. inside: (P, L + 1), false where rounding may have moved a position across the
-    frame's border. after_cut: (P, L + 1), where a cut lies between the row's first frame and the position's.
+    frame's border. unseen: (P, L + 1), where a cut lies between the row's first frame and the position's, or the
+    video's end.
     """
     visibility, confidence, above = data["visibility"], data["confidence"], recipe.visible_above
     wrong = False
@@ -38,9 +40,9 @@ def estimate_problems(
     reached = np.ones(inside.shape, np.bool_)
     reached[:, 1:] = (np.abs(data["displacement"].astype(np.int32)) < MOST_UNITS).all(axis=-1)
     valid, threshold = data["valid"] == 1, f"above visible_above, {above}"
-    must_be = (least > above) & inside & ~after_cut & reached
+    must_be = (least > above) & inside & ~unseen & reached
     for contradicts, problem in [
-        (valid & after_cut, "is valid after a cut"),
+        (valid & unseen, "is valid after a cut or past the video's end"),
         (valid & (most <= above), f"is valid, and visibility * confidence is not {threshold}"),
         (
             ~valid & must_be,

@@ -195,9 +195,11 @@ def _extract(job: VideoJob, path: Path, timer: StageTimer) -> tuple[int, int]:
             with timer("write"):
                 writer.append(row)
         if writer.num_rows == 0:
+            least, steps = (recipe.span, f"{recipe.length} steps")
+            if recipe.keep_short:
+                least, steps = (recipe.frame_step, "one step")
             raise VideoTooShortError(
-                video.path,
-                f"{video.decoded_frames} frames; a trajectory of {recipe.length} steps needs {recipe.span + 1}",
+                video.path, f"{video.decoded_frames} frames; a trajectory of {steps} needs {least + 1}"
             )
         with timer("write"):
             writer.finish(

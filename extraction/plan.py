@@ -170,7 +170,8 @@ def estimate(plans: Sequence[ShardPlan], root: Path, recipe: Recipe) -> Estimate
 
 def _plain_bytes(num_frames: int, source_size: tuple[int, int], recipe: Recipe) -> int:
     assert recipe.start_stride is not None
-    starts = len(start_frames(num_frames, recipe.length, recipe.frame_step, recipe.start_stride))
+    times = (num_frames, recipe.length, recipe.frame_step, recipe.start_stride)
+    starts = len(start_frames(*times, keep_short=recipe.keep_short))
     rows, columns = grid_size(tracked_size(source_size, recipe.short_side), recipe.grid_stride)
     per_point = sum(
         int(np.prod(spec.inner)) * np.dtype(spec.dtype).itemsize

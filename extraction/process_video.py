@@ -168,12 +168,16 @@ class _GradientWindow:
         """HOG at steps 0 ... L - 1, float32 (N, L, 9 C); zeros where it is not measured.
 
         Along flow it is where the point is valid; elsewhere its position means nothing. A tracker estimates one
-        always: it is measured wherever that is inside the frame.
+        always: it is measured wherever that is inside the frame. Past the end of a video that is kept short there is no
+        frame to measure it in.
         """
         length, channels = self._recipe.length, self._recipe.hog_channels
         hog = np.empty((len(row.positions), length, HOG_BINS * channels), dtype=np.float32)
         for k in range(length):
             index = row.start + k * self._recipe.frame_step
+            if self._recipe.keep_short and index >= self._count:
+                hog[:, k:] = 0
+                break
             if index not in self._gradients:
                 self._gradients[index] = gradient_map(self._frames[index], channels)
             points, measured = row.positions[:, k], row.valid[:, k]

@@ -59,6 +59,29 @@ def test_start_rows_are_those_with_all_their_steps(frames, step, stride, expecte
     assert list(start_frames(frames, length=6, frame_step=step, start_stride=stride)) == expected
 
 
+@pytest.mark.parametrize(
+    ("frames", "expected"),
+    [
+        (0, []),
+        (1, []),
+        (6, []),
+        (7, [0]),
+        (18, [0]),
+        (19, [0]),
+        (20, [0]),
+        (21, [0, 2]),
+        (22, [0, 2]),
+        (25, [0, 2, 4, 6]),
+    ],
+)
+def test_a_short_video_that_is_kept_has_one_start_row(frames, expected):
+    """3 steps of 6 frames need 19; from 7 on there is room for one."""
+    kept = list(start_frames(frames, length=3, frame_step=6, start_stride=2, keep_short=True))
+    assert kept == expected
+    if frames not in range(7, 19):
+        assert list(start_frames(frames, length=3, frame_step=6, start_stride=2)) == expected
+
+
 def test_inside_includes_the_border_itself():
     """MME eq. 7: 0 <= x <= width - 1, 0 <= y <= height - 1, on a frame whose axes differ."""
     points = np.array([[0, 0], [41, 26], [41.01, 26], [41, 26.01], [-0.01, 3], [3, -0.01], [26, 26], [np.nan, 3]])

@@ -24,6 +24,7 @@ def test_trackmae_follows_the_patches_through_every_second_frame_of_a_clip():
     assert (recipe.grid_stride, dense.grid_stride) == (16, 8)
     for each in (recipe, dense):
         assert (each.tracker, each.motion) == ("cotracker3", "tracker cotracker3")
+        assert each.keep_short
         assert (each.length, each.hog, each.remove_camera, each.visible_above) == (7, False, False, 0.6)
         assert each.camera_features == ("surf", "tracks")
         assert Recipe.from_json(json.loads(json.dumps(each.to_json())), "a store") == each
@@ -69,7 +70,7 @@ def test_everything_that_a_tracker_lacks_is_said_at_once(tmp_path):
 
 def test_a_recipe_from_before_there_were_trackers_is_one_of_flow():
     fields = load_recipe("mme-object").to_json()
-    for later in ("tracker", "support_grid", "refinements", "visible_above", "precision", "compiled"):
+    for later in ("keep_short", "tracker", "support_grid", "refinements", "visible_above", "precision", "compiled"):
         del fields[later]
     assert Recipe.from_json(fields, "a store") == load_recipe("mme-object")
 

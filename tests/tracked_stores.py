@@ -30,7 +30,7 @@ from extraction.process_video import encode_rows
 from extraction.stages import untimed
 
 TRACKMAE = load_recipe("trackmae").resolved(4)
-"""8 positions, one every 8 frames: a video needs 57 frames or more. Change what a test does not need so many of."""
+"""8 positions, one every 8 frames; a video of 57 frames or more has them all. Change what a test needs less of."""
 
 Alter = Callable[[RowTracks], RowTracks]
 
@@ -58,6 +58,7 @@ class Film:
     def row(self, start: int, recipe: Recipe) -> RowTracks:
         """The truth of the row that begins in frame `start`. Beyond its shot's end, its points go on as they did.
 
+        Beyond the film's last frame they stay, and nothing is known of them.
         Visibility is 0.85 to 1 where a point is seen, else below 0.5; confidence is 0.75 to 1, at random (seeded).
         """
         scene, begin, end = self.shot(start)
@@ -75,6 +76,12 @@ class Film:
         homographies, estimated = np.tile(np.eye(3), (recipe.length, 1, 1)), uncut[1:] & recipe.remove_camera
         for k in np.flatnonzero(estimated).tolist():
             homographies[k] = scene.homography(frames[k] - begin, frames[k + 1] - begin)
+        past = frames >= self.num_frames
+        if past.any():
+            positions[:, past] = positions[:, ~past][:, -1:]
+            for known in (visibility, confidence, valid):
+                known[:, past] = 0
+            homographies[past[1:]], estimated[past[1:]] = np.eye(3), False
         return RowTracks(start, positions, valid, homographies, estimated, visibility=visibility, confidence=confidence)
 
 
@@ -83,7 +90,8 @@ class TrueTracker:
 
     def __init__(self, film: Film, recipe: Recipe, alter: Alter | None = None) -> None:
         assert recipe.start_stride is not None
-        starts = start_frames(film.num_frames, recipe.length, recipe.frame_step, recipe.start_stride)
+        times = (film.num_frames, recipe.length, recipe.frame_step, recipe.start_stride)
+        starts = start_frames(*times, keep_short=recipe.keep_short)
         self._rows = {start + recipe.span: start for start in starts}
         self._film, self._recipe, self._alter = film, recipe, alter
         self._count = 0
@@ -93,15 +101,16 @@ class TrueTracker:
         """See `Tracker`; a row is complete with its last frame."""
         assert frame.shape[:2] == self._film.size
         assert begins_shot == (self._count in self._film.cuts and self._recipe.detect_cuts)
-        complete, self._count = self._rows.get(self._count), self._count + 1
-        if complete is None:
-            return []
-        row = self._film.row(complete, self._recipe)
-        return [row if self._alter is None else self._alter(row)]
+        complete, self._count = self._rows.pop(self._count, None), self._count + 1
+        return [] if complete is None else [self._row(complete)]
 
     def finish(self) -> list[RowTracks]:
-        """See `Tracker`."""
-        return []
+        """See `Tracker`; a short film's row is left."""
+        return [self._row(start) for start in self._rows.values()]
+
+    def _row(self, start: int) -> RowTracks:
+        row = self._film.row(start, self._recipe)
+        return row if self._alter is None else self._alter(row)
 
 
 def make_tracked_store(

@@ -30,7 +30,7 @@ from extraction.motion.dense_flow import make_flow, median_filter
 from extraction.motion.fields import FlowField
 from extraction.motion.occlusion import returns
 from extraction.motion.rectification import expected_residual, rectify
-from extraction.motion.tracker import RowTracks
+from extraction.motion.tracker import RowTracks, is_kept_short
 from extraction.stages import Stage
 from extraction.trajectories import advance
 
@@ -141,8 +141,11 @@ class FlowTracker:
         return self._complete_rows()
 
     def finish(self) -> list[RowTracks]:
-        """See `Tracker`: what is left are the rows that a batch not yet full completes."""
+        """See `Tracker`: what is left are the rows that a batch not yet full completes, and that of a short video."""
         self._measure_queue()
+        if is_kept_short(self._recipe, self._count):
+            for _ in range(self._rows[0].steps_done, self._recipe.length):
+                _lose([self._rows[0]])
         done = self._complete_rows()
         self._rows.clear()
         return done
@@ -250,7 +253,7 @@ class FlowTracker:
 
 
 def _lose(rows: list[_Row]) -> None:
-    """Step rows on that have crossed a cut: nothing is measured for them any more, neither points nor camera."""
+    """Step rows on that have crossed a cut, or the video's end: nothing more is measured, neither points nor camera."""
     for row in rows:
         row.positions[:, row.steps_done + 1] = row.positions[:, row.steps_done]
         row.steps_done += 1

@@ -6,6 +6,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from data_specs.geometry import start_frames
+from data_specs.recipe import Recipe
 from data_specs.video import Frame
 from extraction.flow_descriptors import FlowDescriptors
 
@@ -50,4 +52,14 @@ class Tracker(Protocol):
         """
 
     def finish(self) -> list[RowTracks]:
-        """Return the complete rows that are still held. Rows that the video's end cuts short are not rows."""
+        """Return the rows that are still held and complete. Rows that the video's end cuts short are not rows.
+
+        But for the one at frame 0 of a video that `is_kept_short`: nothing is valid past the video's last frame, where
+        points stay, no camera is estimated, and visibility and confidence are 0.
+        """
+
+
+def is_kept_short(recipe: Recipe, num_frames: int) -> bool:
+    """Whether so many frames are too few for a trajectory, and the recipe keeps such a video (`keep_short`)."""
+    starts = start_frames(num_frames, recipe.length, recipe.frame_step, 1, keep_short=recipe.keep_short)
+    return num_frames <= recipe.span and len(starts) == 1

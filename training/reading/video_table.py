@@ -126,7 +126,8 @@ def _check_geometry(reader: ShardReader, table: dict[str, Any], num_starts: NDAr
         source, frame, grid = ((sizes[i], sizes[i + 1]) for i in (0, 2, 4))
         tracked = tracked_size(source, recipe.short_side) if min(source) > 0 and recipe.short_side else source
         points = grid_size(frame, recipe.grid_stride)
-        expected = len(start_frames(frames, recipe.length, recipe.frame_step, recipe.start_stride or 1))
+        stride, keep_short = recipe.start_stride or 1, recipe.keep_short
+        expected = len(start_frames(frames, recipe.length, recipe.frame_step, stride, keep_short=keep_short))
         for name, problem in [
             ("source_size", f"is {_by(source)}" if min(source) < 1 else ""),
             (

@@ -13,7 +13,7 @@ from extraction.motion.cotracker3.network import CoTracker3, FrameFeatures, Wind
 from extraction.motion.cotracker3.row_camera import RowCamera
 from extraction.motion.flow_tracker import TrackedFrame
 from extraction.motion.gpu.device import device_errors
-from extraction.motion.tracker import RowTracks
+from extraction.motion.tracker import RowTracks, is_kept_short
 from extraction.stages import Stage
 
 POINTS_AT_A_TIME = 4096
@@ -69,7 +69,9 @@ class WindowTracker:
         return self._track() if len(self._ready) >= self._batch else []
 
     def finish(self) -> list[RowTracks]:
-        """See `Tracker`: what is left are the windows of a batch that did not become full."""
+        """See `Tracker`: what is left are the windows of a batch that did not become full, or that of a short video."""
+        if is_kept_short(self._recipe, self._count):
+            self._ready.append(0)
         return self._track() if self._ready else []
 
     def _begin(self, frame_size: tuple[int, int]) -> None:
@@ -119,7 +121,7 @@ class WindowTracker:
         return rows
 
     def _frames_of(self, start: int) -> list[int]:
-        """A window's frames; behind a cut, where nothing can be tracked, the last one before it again."""
+        """A window's frames; behind a cut or the video's end, with nothing to track, the last one before it again."""
         frames = [start + k * self._recipe.frame_step for k in range(self._recipe.length + 1)]
         cut = next((cut for cut in self._cuts if cut > start), self._count)
         last = max(frame for frame in frames if frame < cut)
