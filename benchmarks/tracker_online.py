@@ -38,7 +38,8 @@ class OnlineTracker:
     def __call__(self, batch: dict) -> dict:
         t, h, w = self.recipe.token_grid
         video = batch["frames"][:, :: self.recipe.tubelet].permute(0, 1, 4, 2, 3).float()
-        tracks, _ = self.predictor(video, grid_size=h)
+        # one clip after the other: with several the package's offline model fails, at a view of an expanded tensor
+        tracks = torch.cat([self.predictor(clip[None], grid_size=h)[0] for clip in video])
         steps = torch.diff(tracks, dim=1).unflatten(2, (h, w))  # (B, t - 1, h, w, 2)
         fine = functional.interpolate(
             steps.flatten(0, 1).permute(0, 3, 1, 2), self.recipe.point_grid, mode="bilinear", align_corners=True
