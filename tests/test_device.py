@@ -71,10 +71,9 @@ def test_as_many_workers_share_a_gpu_as_were_asked_for(workers):
 def test_one_of_several_devices_is_all_that_ray_sees(monkeypatch, name, visible, shown):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")  # also if it is to go: what is set here is undone later
     if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    else:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert cli._shared_by_ray(name) == ("cuda", 3 if name == "cuda" else 1)
     assert cli.os.environ.get("CUDA_VISIBLE_DEVICES") == shown
 

@@ -151,7 +151,7 @@ from extraction import run, ray_runner
 
 def run_job(job):
     original = extraction.jobs.process_video
-    def hang(frames, recipe, stage, device):
+    def hang(frames, recipe, stage, *where):
         with stage("decode"):
             time.sleep(300)
     if isinstance(job, extraction.jobs.VideoJob) and job.entry.path == "c.avi":

@@ -1,6 +1,7 @@
 """Workers on Ray: what they keep, what becomes of a job whose worker dies, and that nothing is lost or done twice."""
 
 import collections
+import contextlib
 import os
 import signal
 import subprocess
@@ -23,8 +24,9 @@ STORE = {"object_store_memory": 80 << 20}
 @pytest.fixture(scope="module")
 def cluster():
     """A node of three cores and two GPUs that are not there: to Ray they are numbers."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "num_gpus": 2, **STORE})
     with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # of a machine that has fewer
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "num_gpus": 2, **STORE})
         patch.setenv("RAY_ADDRESS", cluster.address)
         patch.setattr(ray_runner, "run_job", make_work())
         yield cluster
@@ -297,9 +299,11 @@ def test_a_node_that_dies_takes_one_job_with_it(disconnected, cluster, tmp_path)
 
 # a run on a Ray of its own, of a job that does not end
 DRIVER = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from extraction import ray_runner
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
 
 def run_job(folder):
     (folder / f"ray.{os.getppid()}").touch()
@@ -323,8 +327,12 @@ def test_ctrl_c_leaves_no_process(tmp_path):
     command = [sys.executable, "-c", DRIVER, str(tmp_path)]
     options = {"env": environment, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     with subprocess.Popen(command, **options) as driver:
-        wait_until(lambda: runs(tmp_path, "worker"))
-        os.killpg(driver.pid, signal.SIGINT)
-        _, said = driver.communicate(timeout=60)
+        try:
+            wait_until(lambda: runs(tmp_path, "worker"))
+            os.killpg(driver.pid, signal.SIGINT)
+            _, said = driver.communicate(timeout=60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(driver.pid, signal.SIGKILL)
     assert "KeyboardInterrupt" in said
     wait_until(lambda: all(ended(pid) for name in ("ray", "worker") for pid in runs(tmp_path, name)))
