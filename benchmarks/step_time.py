@@ -13,7 +13,6 @@ that steps wait for data.
 import argparse
 import itertools
 import math
-import tempfile
 import time
 from pathlib import Path
 
@@ -46,6 +45,27 @@ class Way:
         return time.perf_counter() - begun  # the losses have been read by then: the device is done
 
 
+def make_way(options: argparse.Namespace, recipe: PretrainRecipe, workers: int) -> Way:
+    """options: with the store, root, model, batch_size and device. Nothing is drawn or saved."""
+    group = Group(0, 1, torch.device(options.device))
+    precision: Precision = "bf16" if options.device == "cuda" else "fp32"
+    choices = Choices(
+        store=options.store, root=options.root, recipe=recipe, model=options.model, out=Path(),
+        batch_size=options.batch_size, accumulate=1, clips_per_video=1, seed=0, workers=workers,
+        allow_incomplete=True, checkpoint_activations=False, init=None,
+        clip_weights=RANDOM if "clip" in recipe.heads else None, precision=precision,
+    )  # fmt: skip
+    return Way(build_task(choices, group), recipe, group, precision)
+
+
+def take_batches(way: Way, number: int) -> list[dict]:
+    """The run's first batches, on the device."""
+    stream = StepBatches(way.task.loader(0), 1, way.group.device, ahead=False)
+    taken = [stream.take()[0][0] for _ in range(number)]
+    stream.close()
+    return taken
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", type=Path)
@@ -58,46 +78,32 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--peak-tflops", type=float, help="of the card, dense, in the precision used")
     options = parser.parse_args()
-    group = Group(0, 1, torch.device(options.device))
-    precision: Precision = "bf16" if options.device == "cuda" else "fp32"
     motion = load_recipe(options.recipe)
     pixels = motion.predicting({"pixels": HeadOptions()})
 
-    def way(recipe: PretrainRecipe, folder: str) -> Way:
-        choices = Choices(
-            store=options.store, root=options.root, recipe=recipe, model=options.model, out=Path(folder),
-            batch_size=options.batch_size, accumulate=1, clips_per_video=1, seed=0, workers=options.workers,
-            allow_incomplete=True, checkpoint_activations=False, init=None,
-            clip_weights=RANDOM if "clip" in recipe.heads else None, precision=precision,
-        )  # fmt: skip
-        return Way(build_task(choices, group), recipe, group, precision)
-
-    with tempfile.TemporaryDirectory() as folder:
-        ways = {options.recipe: way(motion, folder), "pixels": way(pixels, folder)}
-        batches = {}
-        for name, its in ways.items():
-            stream = StepBatches(its.task.loader(0), 1, group.device, ahead=False)
-            batches[name] = [stream.take()[0][0] for _ in range(2)]
-            stream.close()
-        least, memory = dict.fromkeys(ways, math.inf), dict.fromkeys(ways, 0)
-        for number in range(options.steps + 1):
-            for name in list(ways)[:: 1 if number % 2 else -1]:
-                if options.device == "cuda":
-                    torch.cuda.reset_peak_memory_stats()
-                seconds = ways[name].step(batches[name][number % 2])
-                if number:  # the first one warms up
-                    least[name] = min(least[name], seconds)
-                if options.device == "cuda":
-                    memory[name] = torch.cuda.max_memory_allocated()
-        visible, predicted = token_counts(motion.token_grid, motion.mask, motion.mask_ratio, motion.drop_tokens)
-        for name, seconds in least.items():
-            flops = training_flops(ModelConfig(**ways[name].task.model_config), visible, predicted) * options.batch_size
-            extra = f", {memory[name] / 2**30:.1f} GiB" if memory[name] else ""
-            if options.peak_tflops:
-                extra += f", {flops / seconds / options.peak_tflops / 1e12:.1%} of the peak"
-            print(f"  {name:12} {1e3 * seconds:8.1f} ms a step, {options.batch_size / seconds:6.1f} clips/s{extra}")
-        print(f"{options.recipe} / pixels: {least[options.recipe] / least['pixels']:.3f}")
-        print_waiting(ways[options.recipe], options.steps)
+    ways = {
+        recipe: make_way(options, of, options.workers) for recipe, of in [(options.recipe, motion), ("pixels", pixels)]
+    }
+    batches = {name: take_batches(way, 2) for name, way in ways.items()}
+    least, memory = dict.fromkeys(ways, math.inf), dict.fromkeys(ways, 0)
+    for number in range(options.steps + 1):
+        for name in list(ways)[:: 1 if number % 2 else -1]:
+            if options.device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            seconds = ways[name].step(batches[name][number % 2])
+            if number:  # the first one warms up
+                least[name] = min(least[name], seconds)
+            if options.device == "cuda":
+                memory[name] = torch.cuda.max_memory_allocated()
+    visible, predicted = token_counts(motion.token_grid, motion.mask, motion.mask_ratio, motion.drop_tokens)
+    for name, seconds in least.items():
+        flops = training_flops(ModelConfig(**ways[name].task.model_config), visible, predicted) * options.batch_size
+        extra = f", {memory[name] / 2**30:.1f} GiB" if memory[name] else ""
+        if options.peak_tflops:
+            extra += f", {flops / seconds / options.peak_tflops / 1e12:.1%} of the peak"
+        print(f"  {name:12} {1e3 * seconds:8.1f} ms a step, {options.batch_size / seconds:6.1f} clips/s{extra}")
+    print(f"{options.recipe} / pixels: {least[options.recipe] / least['pixels']:.3f}")
+    print_waiting(ways[options.recipe], options.steps)
 
 
 def print_waiting(way: Way, steps: int) -> None:

@@ -9,19 +9,15 @@ alternate; each way's time is its shortest. STORE is one of recipe `trackmae`.
 
 import argparse
 import math
-import tempfile
 import time
 from pathlib import Path
 
 import torch
-from step_time import Way
+from step_time import make_way, take_batches
 from torch.nn import functional
 
 from extraction.motion.cotracker3.weights import check_package, find_weights
-from training.assembly import Choices, build_task
-from training.distributed import Group
 from training.recipe import PretrainRecipe, load_recipe
-from training.step_batches import StepBatches
 
 
 class OnlineTracker:
@@ -62,19 +58,10 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()
     check_package()
-    group = Group(0, 1, torch.device(options.device))
     recipe = load_recipe(options.recipe)
-    with tempfile.TemporaryDirectory() as folder:
-        choices = Choices(
-            store=options.store, root=options.root, recipe=recipe, model=options.model, out=Path(folder),
-            batch_size=options.batch_size, accumulate=1, clips_per_video=1, seed=0, workers=0,
-            allow_incomplete=True, checkpoint_activations=False, init=None,
-        )  # fmt: skip
-        way = Way(build_task(choices, group), recipe, group, "bf16" if options.device == "cuda" else "fp32")
-        stream = StepBatches(way.task.loader(0), 1, group.device, ahead=False)
-        batches = [stream.take()[0][0] for _ in range(2)]
-        stream.close()
-    tracker = OnlineTracker(find_weights(options.checkpoint).path, recipe, group.device)
+    way = make_way(options, recipe, workers=0)
+    batches = take_batches(way, 2)
+    tracker = OnlineTracker(find_weights(options.checkpoint).path, recipe, way.group.device)
     stored = online = tracking = math.inf
     for number in range(options.steps + 1):
         batch = batches[number % 2]
