@@ -19,7 +19,7 @@ from extraction.evaluation.point_tracker import NETWORKS, make_point_tracker, po
 from extraction.evaluation.rendered import rendered_videos
 from extraction.evaluation.tapvid_data import read_tapvid
 from extraction.evaluation.tapvid_metrics import RASTER, QueryMode
-from extraction.motion.cotracker3.weights import find_weights
+from extraction.motion.cotracker3.weights import check_package, find_weights
 from extraction.motion.gpu.device import parse_device
 
 logger = logging.getLogger(__name__)
@@ -91,14 +91,19 @@ def evaluate_tracks(options: jsonargparse.Namespace) -> list[Evaluation]:
     """
     modes = _modes(options.queries)
     names = _distinct(options.tracker, "--tracker")
-    if options.checkpoint is not None and not set(names) & set(NETWORKS):
-        raise ValueError(f"--checkpoint {options.checkpoint}: none of {', '.join(names)} has weights")
+    networks = [name for name in names if name in NETWORKS]
     device = parse_device(options.device)
-    if device != "cpu" and not set(names) & set(NETWORKS):
+    if options.checkpoint is not None and not networks:
+        raise ValueError(f"--checkpoint {options.checkpoint}: none of {', '.join(names)} has weights")
+    if device != "cpu" and not networks:
         raise ValueError(
             f"--device {device}: {', '.join(names)} measure on the CPU; only {' and '.join(NETWORKS)} do not"
         )
-    trackers = {name: make_point_tracker(name, options.checkpoint, device) for name in names}
+    weights = None
+    if networks:
+        check_package()
+        weights = find_weights(options.checkpoint)
+    trackers = {name: make_point_tracker(name, weights, device) for name in names}
     side = _side(options.size, options.data)
     if options.videos is not None and options.videos < 1:
         raise ValueError(f"--videos is {options.videos}, must be 1 or more")
@@ -123,9 +128,9 @@ def evaluate_tracks(options: jsonargparse.Namespace) -> list[Evaluation]:
             )
     if out is not None:
         made_from = {"data": list(options.data), "size": side, "device": device}
-        weights = {"weights_sha256": find_weights(options.checkpoint).sha256} if set(names) & set(NETWORKS) else {}
+        digest = {"weights_sha256": weights.sha256} if weights else {}
         written = [
-            {**made_from, **(weights if evaluation.tracker in NETWORKS else {}), **evaluation.to_json()}
+            {**made_from, **(digest if evaluation.tracker in NETWORKS else {}), **evaluation.to_json()}
             for evaluation in evaluations
         ]
         write_file(out, json.dumps(written, indent=1) + "\n")

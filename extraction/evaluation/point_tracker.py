@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from data_specs.recipe import Flow, Recipe, load_recipe
 from data_specs.video import Frame
 from extraction.cuts import ShotFrames
-from extraction.motion.cotracker3.weights import check_package, find_weights
+from extraction.motion.cotracker3.weights import Weights
 from extraction.motion.flow_tracker import FlowTracker, TrackedFrame
 from extraction.stages import untimed
 from extraction.trajectories import advance
@@ -119,12 +119,13 @@ def point_tracker_names() -> list[str]:
     return [*FLOWS, *NETWORKS, "still"]
 
 
-def make_point_tracker(name: str, checkpoint: str | None = None, device: str = "cpu") -> PointTracker:
+def make_point_tracker(name: str, weights: Weights | None = None, device: str = "cpu") -> PointTracker:
     """The tracker of that name; a flow's is recipe `mme-object` with that flow.
 
-    checkpoint, device: of `cotracker3`, which tracks each query by itself, and `cotracker3-joint`, which does not. They
+    weights, device: of `cotracker3`, which tracks each query by itself, and `cotracker3-joint`, which does not. They
     have no meaning for the others.
-    Raises ValueError where there is no such tracker, OSError for a package, weights or device that are not there.
+    Raises ValueError where there is no such tracker or it lacks weights, OSError for a package or device that is not
+    there.
     """
     if name in FLOWS:
         flow: Flow = name  # type: ignore[assignment]
@@ -134,8 +135,9 @@ def make_point_tracker(name: str, checkpoint: str | None = None, device: str = "
         from extraction.evaluation.cotracker_points import CoTrackerPoints  # noqa: PLC0415
         from extraction.motion.cotracker3.package import open_network  # noqa: PLC0415
 
-        check_package()
-        network = open_network(find_weights(checkpoint), device, Recipe.refinements, Recipe.precision, Recipe.compiled)
+        if weights is None:
+            raise ValueError(f"--tracker {name} needs weights")
+        network = open_network(weights, device, Recipe.refinements, Recipe.precision, Recipe.compiled)
         return CoTrackerPoints(network, together=name == "cotracker3-joint")
     if name == "still":
         return StillPointTracker()
