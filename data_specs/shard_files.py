@@ -34,6 +34,14 @@ def attribute_problems(path: Path, attributes: Mapping[str, Any]) -> Iterator[st
         yield f"{path}/{_ROOT}: the attributes' CRC-32 is {found}, must be {attributes['crc32']}: they were damaged"
 
 
+def text_problems(path: Path, attributes: Mapping[str, Any]) -> Iterator[str]:
+    """Whether the videos' ids and paths, which no chunk's checksum covers, are as they were written."""
+    name = f"video/{_ROOT}"
+    sealed_as = attributes.get("files", {}).get(name)
+    if sealed_as is not None and list(size_and_crc32(path / name)) != list(sealed_as):
+        yield f"{path}/{name}: is not as it was written: the videos' ids and paths were damaged"
+
+
 def file_problems(path: Path, attributes: Mapping[str, Any], *, contents: bool) -> Iterator[str]:
     """Files that are missing, too many, of another size or, with `contents`, that hold other bytes than were written.
 

@@ -4,6 +4,7 @@ This reader is plain and complete; it serves inspection, rendering and tests.
 """
 
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from data_specs.encoding import decode_flow, decode_histograms, decode_positions
 from data_specs.geometry import compensated_displacements, grid_points
 from data_specs.recipe import Recipe, RecipeError
 from data_specs.schema import FORMAT, VERSION, VideoMeta
-from data_specs.shard_files import attribute_problems
+from data_specs.shard_files import attribute_problems, text_problems
 
 T = TypeVar("T")
 
@@ -68,6 +69,15 @@ class StoreInfo:
             **({} if self.weights_sha256 is None else {"weights": {"sha256": self.weights_sha256}}),
             "software": self.software,
         }
+
+    @property
+    def settings_sha256(self) -> str:
+        """SHA-256 of all that two runs on one store must agree in, as compact JSON with sorted keys: `software` is not.
+
+        Each shard has it among its attributes, so that a lost store.json can be written again.
+        """
+        fields = {key: value for key, value in self.to_json().items() if key != "software"}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     @classmethod
     def from_json(cls, fields: Any, where: str) -> "StoreInfo":
@@ -173,7 +183,7 @@ class TrackShard:
         except (OSError, ValueError, TypeError, KeyError, zarr.errors.BaseZarrError) as error:
             raise StoreError(f"{path}: cannot be opened as a zarr group: {error}") from error
         attributes = dict(self.group.attrs)
-        if problems := list(attribute_problems(path, attributes)):
+        if problems := [*attribute_problems(path, attributes), *text_problems(path, attributes)]:
             raise StoreError(problems[0])
         if attributes.get("version") != VERSION or attributes.get("format") != FORMAT:
             raise StoreError(
