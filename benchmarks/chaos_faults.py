@@ -61,7 +61,7 @@ class Fault(Protocol):
     nothing_to_see: bool
 
     def inject(self, scene: Scene, driver: Driver | None) -> str | None:
-        """Do it, and say to what, as far as that is in the words by which it is noticed; None if it could not be done."""
+        """Do it; the words by which it alone is noticed, "" where there are none. None if it could not be done now."""
 
 
 def _signalled(processes: list[psutil.Process], number: signal.Signals, scene: Scene) -> psutil.Process | None:

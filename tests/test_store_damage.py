@@ -144,7 +144,7 @@ def test_any_bit_of_the_metadata(whole, tmp_path, name):
 
 
 def pairs(store: Path) -> list[list[tuple[str, str]]]:
-    """Every file that a shard has, with one of the kinds of damage, half of them in each shard, one of each at a time."""
+    """Every file that a shard has, with one of the kinds of damage; half of them in each shard, one at a time."""
     hows = itertools.cycle(HOWS)
     damaged = [(name, next(hows)) for name in names(store)]
     first, second = ([pair for pair in damaged if f"/{shard:05d}" in pair[0]] for shard in (0, 1))
