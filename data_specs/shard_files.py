@@ -34,14 +34,6 @@ def attribute_problems(path: Path, attributes: Mapping[str, Any]) -> Iterator[st
         yield f"{path}/{_ROOT}: the attributes' CRC-32 is {found}, must be {attributes['crc32']}: they were damaged"
 
 
-def text_problems(path: Path, attributes: Mapping[str, Any]) -> Iterator[str]:
-    """Whether the videos' ids and paths, which no chunk's checksum covers, are as they were written."""
-    name = f"video/{_ROOT}"
-    sealed_as = attributes.get("files", {}).get(name)
-    if sealed_as is not None and list(size_and_crc32(path / name)) != list(sealed_as):
-        yield f"{path}/{name}: is not as it was written: the videos' ids and paths were damaged"
-
-
 def file_problems(path: Path, attributes: Mapping[str, Any], *, contents: bool) -> Iterator[str]:
     """Files that are missing, too many, of another size or, with `contents`, that hold other bytes than were written.
 
@@ -60,6 +52,23 @@ def file_problems(path: Path, attributes: Mapping[str, Any], *, contents: bool) 
             yield f"{path}/{name}: has {there[name]} bytes, must have {files[name][0]}"
         elif contents and (found := size_and_crc32(path / name)[1]) != files[name][1]:
             yield f"{path}/{name}: its CRC-32 is {found}, must be {files[name][1]}: it was damaged"
+
+
+def metadata_problems(path: Path, attributes: Mapping[str, Any], name: str) -> Iterator[str]:
+    """Whether the metadata of the group or array `name` is what was written: a digit of it may have become another."""
+    files = attributes.get("files")
+    if not isinstance(files, dict):
+        return
+    file = f"{name}/{_ROOT}"
+    try:
+        found = list(size_and_crc32(path / file)) if (path / file).exists() else None
+    except OSError as error:
+        yield f"{path}/{file}: cannot be read: {error.strerror}"
+        return
+    if found is None and file in files:
+        yield f"{path}/{file}: is missing"
+    elif found != files.get(file):
+        yield f"{path}/{file}: is not what was written: bytes and CRC-32 are {found}, must be {files.get(file)}"
 
 
 def read_attributes(path: Path) -> dict[str, Any]:

@@ -123,7 +123,7 @@ class _ShardCheck:
             if len(texts) != shard.num_videos:
                 yield f"{shard.path}/video: attribute {key} has {len(texts)} entries, num_videos is {shard.num_videos}"
         for spec in list(self.specs.values()):
-            if spec.is_optional and spec.name not in shard.group:
+            if spec.is_optional and spec.name not in shard:
                 del self.specs[spec.name]
                 continue
             try:
@@ -140,7 +140,7 @@ class _ShardCheck:
             yield f"{where}: shape is {array.shape}, must be {shape}"
         if array.dtype != np.dtype(spec.dtype):
             yield f"{where}: data type is {array.dtype}, must be {spec.dtype}"
-        elif not _is_fill(np.asarray(array.fill_value, dtype=spec.dtype), spec):
+        elif not spec.is_fill(np.asarray(array.fill_value, dtype=spec.dtype)):
             yield f"{where}: fill value is {array.fill_value}, must be {spec.fill}"
         for key, value in spec.attributes:
             if array.attrs.get(key) != value:
@@ -173,7 +173,7 @@ class _ShardCheck:
                 except StoreError as error:
                     yield str(error)
                     continue
-                for place in np.flatnonzero(_is_fill(values, spec).any(axis=tuple(range(1, values.ndim)))):
+                for place in np.flatnonzero(spec.is_fill(values).any(axis=tuple(range(1, values.ndim)))):
                     yield f"{shard.path}/{spec.name}[{place}]: holds the fill value: it was not written"
 
     def _video(self, video: int) -> Iterator[str]:
@@ -224,7 +224,7 @@ class _ShardCheck:
                 incomplete = True
                 yield str(error)
                 continue
-            fills = _is_fill(data[spec.name], spec)
+            fills = spec.is_fill(data[spec.name])
             if fills.any():
                 incomplete = True
                 place = begin + int(np.argwhere(fills)[0][0])
@@ -354,10 +354,6 @@ def _within(positions: NDArray[np.float64], frame_size: tuple[int, int], px: flo
     """Which positions lie in the frame, made wider by so much on each side."""
     height, width = frame_size
     return np.asarray(((positions >= -px) & (positions <= np.array([width - 1, height - 1]) + px)).all(axis=-1))
-
-
-def _is_fill(values: NDArray[Any], spec: ArraySpec) -> NDArray[np.bool_]:
-    return np.isnan(values) if np.isnan(spec.fill) else np.asarray(values == spec.fill)
 
 
 def _chunk_codecs(array: zarr.Array[Any]) -> list[str]:
