@@ -13,6 +13,7 @@ import jsonargparse
 from data_specs.dataset import DatasetError, VideoList, dataset_names, load_videos
 from data_specs.recipe import Flow, Recipe, RecipeError, load_recipe, recipe_names
 from data_specs.track_store import StoreError, StoreInfo
+from data_specs.video_files import check_links
 from extraction.commit import ShardFolder, begin_store, check_store
 from extraction.kernels import compile_kernels
 from extraction.motion.cotracker3.weights import OFFLINE_WINDOW, CoTrackerError, Weights, check_package, find_weights
@@ -100,6 +101,10 @@ def build_parser() -> jsonargparse.ArgumentParser:
         "local that ends the run, and the same command then goes on without the video",
     )  # fmt: skip
     add("--limit", type=int | None, metavar="N", help="take only the list's first N videos")
+    add(
+        "--follow-links", action="store_true",
+        help="take videos that symbolic links below the root lead to outside of it; without it they are refused",
+    )  # fmt: skip
     add("--retry-failed", action="store_true", help="try the videos again that failed before")
     add("--dry-run", action="store_true", help="say what would be done, and do nothing")
     return parser
@@ -136,6 +141,7 @@ def extract_tracks(options: jsonargparse.Namespace) -> int:
     videos = load_videos(options.dataset, options.root, options.split, options.list)
     if options.limit is not None:
         videos = videos.limited(options.limit)
+    check_links(videos.root, [entry.path for entry in videos.entries[:100]], follow_links=options.follow_links)
     recipe = _chosen_recipe(options, videos)
     device = _checked_device(options, recipe)
     weights = _checked_weights(options, recipe)
@@ -150,7 +156,7 @@ def extract_tracks(options: jsonargparse.Namespace) -> int:
                 logger.info("shard %d: finished a commit that had been cut short", shard)
     plans = plan_shards(store, videos, options.shards, shards, retry_failed=options.retry_failed)
     if options.dry_run:
-        sys.stdout.write(describe(plans, videos, recipe, store))
+        sys.stdout.write(describe(plans, videos, recipe, store, follow_links=options.follow_links))
         return EXIT_DONE
     pending = [plan for plan in plans if plan.needs_assembly]
     if pending:
@@ -254,6 +260,7 @@ def _run(
             progress=progress,
             device=device,
             weights=weights,
+            follow_links=options.follow_links,
         )
     finally:
         progress.close()
@@ -271,10 +278,12 @@ def _exit_status(plans: Sequence[ShardPlan]) -> int:
     return EXIT_DONE
 
 
-def describe(plans: Sequence[ShardPlan], videos: VideoList, recipe: Recipe, store: Path) -> str:
+def describe(
+    plans: Sequence[ShardPlan], videos: VideoList, recipe: Recipe, store: Path, *, follow_links: bool = False
+) -> str:
     """What a run would do, for --dry-run."""
     todo = sum(len(plan.todo) for plan in plans)
-    guess = estimate(plans, videos.root, recipe)
+    guess = estimate(plans, videos.root, recipe, follow_links=follow_links)
     lines = [
         f"store      {store}{'' if store.exists() else ' (new)'}",
         f"videos     {sum(len(p.entries) for p in plans)} of {videos.dataset} {videos.split} in {videos.root}",

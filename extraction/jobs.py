@@ -23,6 +23,7 @@ from data_specs.recipe import Recipe
 from data_specs.schema import VideoMeta
 from data_specs.track_store import TrackShard
 from data_specs.video import FrameTooSmallError, Video, VideoError, VideoTooShortError
+from data_specs.video_files import video_path
 from extraction.commit import ShardFolder
 from extraction.cuts import ShotFrames
 from extraction.motion.cotracker3.weights import Weights
@@ -58,6 +59,8 @@ class VideoJob:
     """Where the motion is measured, see `process_video`."""
     weights: Weights | None = None
     """Of a tracker that is a network."""
+    follow_links: bool = False
+    """Whether symbolic links below the root may lead out of it."""
 
     def failure(self, stage: str, error: BaseException, tries: int = 1) -> Failure:
         """The record of this job's failure."""
@@ -183,7 +186,7 @@ def _extract(job: VideoJob, path: Path, timer: StageTimer) -> tuple[int, int]:
     recipe = job.recipe
     assert recipe.start_stride is not None
     with timer("decode"):
-        video = Video(job.root / job.entry.path, recipe.short_side)
+        video = Video(video_path(job.root, job.entry.path, follow_links=job.follow_links), recipe.short_side)
     grid = grid_size(video.frame_size, recipe.grid_stride)
     if 0 in grid or min(video.frame_size) < _SMALLEST_SIDE:
         height, width = video.frame_size

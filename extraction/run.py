@@ -97,6 +97,7 @@ def run(
     progress: Progress,
     device: str = "cpu",
     weights: Weights | None = None,
+    follow_links: bool = False,
 ) -> RunSummary:
     """Do everything in `plans`; returns when every shard in it is complete."""
     summary = RunSummary()
@@ -117,6 +118,7 @@ def run(
             stall_seconds=stall_seconds,
             device=device,
             weights=weights,
+            follow_links=follow_links,
         )
 
     def shard_job(shard: int) -> ShardJob:

@@ -106,19 +106,22 @@ def test_an_assembly_that_loses_every_worker_stops_the_run(clips, undisturbed, t
 
 def test_an_old_failure_is_not_taken_for_that_of_a_lost_worker(clips, undisturbed, tmp_path, unlucky):
     """It failed in one run, was done in the next, its file was damaged, and its worker is lost as it is done again."""
-    store, folder = tmp_path / "s", ShardFolder(tmp_path / "s", 0)
+    store, folder, links = tmp_path / "s", ShardFolder(tmp_path / "s", 0), "--follow-links"
     root = tmp_path / "root"
     root.mkdir()
     for path in ("sub folder", "c.avi", "d.avi", "e.avi", "list.txt"):
         (root / path).symlink_to(clips / path)
-    assert unlucky(lambda _, job: "before" if key(job) == (0, None) else None, root, store)[0] == 1
+    assert unlucky(lambda _, job: "before" if key(job) == (0, None) else None, root, store, links)[0] == 1
     assert folder.read_failed(0).attempts == 1
     (root / "a.avi").symlink_to(clips / "a.avi")
-    assert unlucky(lambda _, job: "before" if key(job) == (0, None) else None, root, store, "--retry-failed")[0] == 1
+    assert (
+        unlucky(lambda _, job: "before" if key(job) == (0, None) else None, root, store, links, "--retry-failed")[0]
+        == 1
+    )
     tracks = folder.tracks_path(0)
     tracks.write_bytes(tracks.read_bytes()[:-100])
     status, executor = unlucky(
-        lambda made, job: "before" if not made.lost and key(job) == (0, 0) else None, root, store
+        lambda made, job: "before" if not made.lost and key(job) == (0, 0) else None, root, store, links
     )
     assert executor.lost == {(0, 0): 1}
     assert status == 0
