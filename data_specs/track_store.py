@@ -4,31 +4,42 @@ This reader is plain and complete; it serves inspection, rendering and tests.
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import zarr
 import zarr.errors
 from numpy.typing import NDArray
 
+from data_specs.checked_blosc import checked_blosc
 from data_specs.encoding import decode_flow, decode_histograms, decode_positions
-from data_specs.geometry import compensated_displacements, grid_points
+from data_specs.geometry import compensated_displacements, grid_points, grid_size
 from data_specs.recipe import Recipe, RecipeError
-from data_specs.schema import FORMAT, VERSION, VideoMeta
+from data_specs.schema import FORMAT, VERSION, VideoMeta, array_specs
+from data_specs.store_metadata import (
+    StoreError,
+    check_expansion,
+    check_tree,
+    read_counts,
+    read_layout,
+    read_metadata,
+    read_texts,
+)
+from data_specs.untrusted_files import MOST_METADATA_BYTES, parse_json, read_bounded
+
+__all__ = ["StoreError", "StoreInfo", "TrackRow", "TrackShard", "TrackStore"]
 
 T = TypeVar("T")
 
-_SHARD_NAME = re.compile(r"(\d{5,})\.zarr")
-
-
-class StoreError(ValueError):
-    """A store that cannot be read; the message names the file and what is wrong with it."""
+MOST_SHARDS = 1_000_000
+_MOST_VIDEOS = 1_000_000_000
+_SHARD_NAME = re.compile(r"([0-9]{5,7})\.zarr")
+_NUMBERS = re.compile(r"u?int(8|16|32|64)|float(16|32|64)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,18 +93,25 @@ class StoreInfo:
                 split=str(fields["dataset"]["split"]),
                 recipe=Recipe.from_json(_present_fields(fields["recipe"]), where),
                 list_sha256=str(fields["list"]["sha256"]),
-                num_videos=int(fields["list"]["videos"]),
-                num_shards=int(fields["shards"]),
+                num_videos=_count(fields["list"]["videos"], 0, _MOST_VIDEOS),
+                num_shards=_count(fields["shards"], 1, MOST_SHARDS),
                 software={str(k): str(v) for k, v in fields["software"].items()},
                 clip_stride=_optional(fields["dataset"].get("clip_stride"), int),
                 flip=_optional(fields["dataset"].get("flip"), bool),
                 weights_sha256=None if weights is None else _optional(weights["sha256"], str),
             )
-        except (KeyError, TypeError, AttributeError, RecipeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecipeError) as error:
             raise StoreError(f"{where}: a field is missing or wrong: {error}") from error
         if info.recipe.start_stride is None:
             raise StoreError(f"{where}: recipe.start_stride is null; a store's recipe must give it")
         return info
+
+
+def _count(value: Any, least: int, most: int) -> int:
+    """The value, where it is a whole number within these bounds."""
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{str(value)[:100]} is not a whole number from {least} to {most}")
+    return value
 
 
 def _optional(value: Any, kind: type[T]) -> T | None:
@@ -167,33 +185,28 @@ class TrackShard:
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path, self.recipe = path, recipe
+        self._stored_bytes = check_tree(path)  # zarr opens whatever is there
+        self._specs = array_specs(recipe)
+        self._checked: set[str] = set()
+        self.counts = read_counts(path)
+        self.num_videos, self.num_starts, self.num_points, self.num_cuts = self.counts
+        self.ids, self.paths = read_texts(path, self.num_videos)
         try:
-            self.group = zarr.open_group(path, mode="r", zarr_format=3)
-        except (OSError, ValueError, TypeError, KeyError, zarr.errors.BaseZarrError) as error:
+            self.group = zarr.open_group(path, mode="r", zarr_format=3, use_consolidated=False)
+        except Exception as error:
             raise StoreError(f"{path}: cannot be opened as a zarr group: {error}") from error
-        attributes = dict(self.group.attrs)
-        if attributes.get("version") != VERSION or attributes.get("format") != FORMAT:
-            raise StoreError(
-                f"{path}: format {attributes.get('format')!r}, version {attributes.get('version')!r}; "
-                f"this software reads {FORMAT}, version {VERSION}"
-            )
-        try:
-            self.num_videos, self.num_starts, self.num_points = (
-                int(cast(int, attributes[key])) for key in ("num_videos", "num_starts", "num_points")
-            )
-            self.num_cuts = int(cast(int, attributes.get("num_cuts", 0)))
-            texts = self.group["video"].attrs
-            self.ids, self.paths = ([str(t) for t in cast(list[str], texts[key])] for key in ("id", "path"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{path}: a count, id or path is missing or wrong: {error}") from error
 
     def array(self, name: str) -> zarr.Array[Any]:
         """The array of that name, opened; nothing is read yet."""
+        if not (self.path / name).is_dir():
+            raise StoreError(f"{self.path}/{name}: no such array")
+        data_type = read_metadata(self.path / name, "array").get("data_type")
+        if not isinstance(data_type, str) or not _NUMBERS.fullmatch(data_type):
+            raise StoreError(f"{self.path}/{name}: data type is {str(data_type)[:100]!r}, arrays hold numbers alone")
         try:
-            array = self.group[name]
-        except KeyError:
-            raise StoreError(f"{self.path}/{name}: no such array") from None
-        except (OSError, ValueError, TypeError, zarr.errors.BaseZarrError) as error:
+            with checked_blosc():
+                array = self.group[name]
+        except Exception as error:  # whatever zarr trips over in metadata that need not be trusted
             raise StoreError(f"{self.path}/{name}: its metadata cannot be read: {error}") from error
         if not isinstance(array, zarr.Array):
             raise StoreError(f"{self.path}/{name}: is a group, not an array")
@@ -201,15 +214,41 @@ class TrackShard:
 
     def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows start:stop of an array's first axis."""
+        self._check_layout(name)
         try:
             return np.asarray(self.array(name)[start:stop])
-        except (OSError, ValueError, RuntimeError, zarr.errors.BaseZarrError) as error:
+        except StoreError:
+            raise
+        except Exception as error:
             raise StoreError(f"{self.path}/{name}[{start}:{stop}]: cannot be read: {error}") from error
+
+    def _check_layout(self, name: str) -> None:
+        """Raise StoreError, once, where an array is not as the recipe and the counts say."""
+        spec = self._specs.get(name)
+        if name in self._checked:
+            return
+        if spec is None:
+            raise StoreError(f"{self.path}/{name}: a store of recipe {self.recipe.name} has no such array")
+        if not (self.path / name).is_dir():
+            raise StoreError(f"{self.path}/{name}: no such array")
+        layout, length = read_layout(self.path / name, spec), spec.length(*self.counts)
+        if layout.shape[0] != length:
+            raise StoreError(f"{self.path}/{name}: has {layout.shape[0]} rows, by the shard's counts {length}")
+        check_expansion(self.path / name, layout, self._stored_bytes.get(name, 0))
+        self._checked.add(name)
+
+    def _offsets(self, name: str, last: int) -> NDArray[np.int64]:
+        """An array of offsets, which rise from 0 to `last`."""
+        offsets = self.read(name, 0, self._specs[name].length(*self.counts))
+        if offsets[0] != 0 or offsets[-1] != last or (np.diff(offsets) < 0).any():
+            first = ", ".join(map(str, offsets[:5].tolist()))
+            raise StoreError(f"{self.path}/{name}: must rise from 0 to {last}, is {first} ... {offsets[-1]}")
+        return offsets
 
     @cached_property
     def first_start(self) -> NDArray[np.int64]:
         """Offsets (V + 1,) of the videos' start rows."""
-        return self.read("video/first_start", 0, self.num_videos + 1)
+        return self._offsets("video/first_start", self.num_starts)
 
     @cached_property
     def cuts(self) -> list[tuple[int, ...]]:
@@ -219,14 +258,14 @@ class TrackShard:
         """
         if not self.recipe.detect_cuts:
             return [()] * self.num_videos
-        first_cut = self.read("video/first_cut", 0, self.num_videos + 1).tolist()
+        first_cut = self._offsets("video/first_cut", self.num_cuts).tolist()
         frames = self.read("cut/frame", 0, self.num_cuts).tolist()
         return [tuple(frames[first:last]) for first, last in pairwise(first_cut)]
 
     @cached_property
     def first_point(self) -> NDArray[np.int64]:
         """Offsets (S + 1,) of the start rows' points."""
-        return self.read("start/first_point", 0, self.num_starts + 1)
+        return self._offsets("start/first_point", self.num_points)
 
     @cached_property
     def metas(self) -> list[VideoMeta]:
@@ -261,7 +300,16 @@ class TrackShard:
         if row not in self.rows(video):
             raise IndexError(f"start row {row} is not video {video}'s: it has {self.rows(video)}")
         first, last = int(self.first_point[row]), int(self.first_point[row + 1])
-        grid = grid_points(self.metas[video].frame_size, self.recipe.grid_stride)
+        meta = self.metas[video]
+        if (
+            meta.grid_size != grid_size(meta.frame_size, self.recipe.grid_stride)
+            or meta.points_per_start != last - first
+        ):
+            raise StoreError(
+                f"{self.path}: video {video} ({meta.path}): frame_size {meta.frame_size}, grid_size {meta.grid_size} "
+                f"and its {last - first} points contradict each other; inspect-tracks --verify says more"
+            )
+        grid = grid_points(meta.frame_size, self.recipe.grid_stride)
         histograms = None
         if self.recipe.hog and hog:
             histograms = self._histograms("hog", row)
@@ -306,12 +354,16 @@ class TrackStore:
         self.path = Path(path)
         file = self.path / "store.json"
         try:
-            fields = json.loads(file.read_text(encoding="utf-8"))
+            fields = parse_json(read_bounded(file, MOST_METADATA_BYTES))
         except OSError as error:
             raise StoreError(f"{self.path}: is not a track store: {file}: {error.strerror}") from error
         except ValueError as error:
             raise StoreError(f"{file}: is not JSON: {error}") from error
         self.info = StoreInfo.from_json(fields, str(file))
+        if (self.path / "shards").is_symlink():
+            raise StoreError(
+                f"{self.path / 'shards'}: is a symbolic link; a store has none: put the folder in its place"
+            )
 
     def shard_path(self, shard: int) -> Path:
         """Where shard `shard` is when it is complete."""
@@ -321,8 +373,9 @@ class TrackStore:
     def complete_shards(self) -> list[int]:
         """Numbers of the complete shards, ascending."""
         folder = self.path / "shards"
-        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-        return sorted(int(match[1]) for name in names if (match := _SHARD_NAME.fullmatch(name)))
+        names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+        numbers = {int(match[1]) for name in names if (match := _SHARD_NAME.fullmatch(name))}
+        return sorted(number for number in numbers if f"{number:05d}.zarr" in names)
 
     def shard(self, shard: int) -> TrackShard:
         """Open a complete shard."""

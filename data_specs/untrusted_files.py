@@ -38,7 +38,7 @@ def open_regular(path: str | Path, *, links: bool = True) -> int:
 
     Raises OSError; RefusedFileError for what is no regular file.
     """
-    mode = os.stat(path, follow_symlinks=links).st_mode  # a device may do something as it is opened
+    mode = Path(path).stat(follow_symlinks=links).st_mode  # a device may do something as it is opened
     if problem := kind_problem(mode):
         raise RefusedFileError(path, problem)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if links else os.O_NOFOLLOW))
@@ -57,7 +57,7 @@ def read_bounded(path: str | Path, most_bytes: int, *, links: bool = True) -> by
         descriptor = open_regular(path, links=links)
     except ValueError as error:  # NUL in the path
         raise RefusedFileError(ascii(str(path)), str(error)) from error
-    with open(descriptor, "rb") as stream:
+    with os.fdopen(descriptor, "rb") as stream:
         size = os.fstat(descriptor).st_size
         if size <= most_bytes:
             data = stream.read(most_bytes + 1)

@@ -42,7 +42,7 @@ def check_links(root: str | Path, paths: Sequence[str], *, follow_links: bool) -
     """
     if follow_links:
         return
-    first = [path for path in paths[:_LOOKED_AT] if os.path.exists(f"{root}/{path}")]
+    first = [path for path in paths[:_LOOKED_AT] if os.path.isfile(f"{root}/{path}")]  # noqa: PTH113 (of any length)
     outside = [path for path in first if _led_out(root, path)]
     if first and len(outside) == len(first):
         raise DatasetError(
