@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import zarr
@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from data_specs.checked_blosc import checked_blosc
 from data_specs.encoding import decode_flow, decode_histograms, decode_positions
 from data_specs.geometry import compensated_displacements, grid_points, grid_size
-from data_specs.recipe import Recipe, RecipeError
-from data_specs.schema import FORMAT, VERSION, VideoMeta, array_specs
+from data_specs.recipe import Recipe
+from data_specs.schema import VideoMeta, array_specs
+from data_specs.store_info import StoreInfo
 from data_specs.store_metadata import (
     StoreError,
     check_expansion,
@@ -34,103 +35,8 @@ from data_specs.untrusted_files import MOST_METADATA_BYTES, parse_json, read_bou
 
 __all__ = ["StoreError", "StoreInfo", "TrackRow", "TrackShard", "TrackStore"]
 
-T = TypeVar("T")
-
-MOST_SHARDS = 1_000_000
-_MOST_VIDEOS = 1_000_000_000
 _SHARD_NAME = re.compile(r"([0-9]{5,7})\.zarr")
 _NUMBERS = re.compile(r"u?int(8|16|32|64)|float(16|32|64)")
-
-
-@dataclasses.dataclass(frozen=True)
-class StoreInfo:
-    """The contents of store.json."""
-
-    dataset: str
-    split: str
-    recipe: Recipe
-    list_sha256: str
-    num_videos: int
-    num_shards: int
-    software: dict[str, str]
-    clip_stride: int | None = None
-    """The data set's: frames from one frame of a training clip to the next. None in stores from before 0.3."""
-    flip: bool | None = None
-    """The data set's: whether a mirrored video is as good a training sample. None in stores from before 0.3."""
-    weights_sha256: str | None = None
-    """SHA-256 of the file of weights that a tracker's network was given, in hexadecimal. None where it has none."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As it stands in the file."""
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "dataset": {
-                "name": self.dataset,
-                "split": self.split,
-                **({} if self.clip_stride is None else {"clip_stride": self.clip_stride}),
-                **({} if self.flip is None else {"flip": self.flip}),
-            },
-            "list": {"sha256": self.list_sha256, "videos": self.num_videos},
-            "shards": self.num_shards,
-            "positions_in": self.recipe.positions_in,
-            "recipe": self.recipe.to_json(),
-            **({} if self.weights_sha256 is None else {"weights": {"sha256": self.weights_sha256}}),
-            "software": self.software,
-        }
-
-    @classmethod
-    def from_json(cls, fields: Any, where: str) -> "StoreInfo":
-        """Check and take over the fields; raises StoreError naming `where`."""
-        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-            raise StoreError(f"{where}: is not a track store's ({FORMAT})")
-        if fields.get("version") != VERSION:
-            raise StoreError(f"{where}: version {fields.get('version')!r}; this software reads version {VERSION}")
-        weights = fields.get("weights")
-        try:
-            info = cls(
-                dataset=str(fields["dataset"]["name"]),
-                split=str(fields["dataset"]["split"]),
-                recipe=Recipe.from_json(_present_fields(fields["recipe"]), where),
-                list_sha256=str(fields["list"]["sha256"]),
-                num_videos=_count(fields["list"]["videos"], 0, _MOST_VIDEOS),
-                num_shards=_count(fields["shards"], 1, MOST_SHARDS),
-                software={str(k): str(v) for k, v in fields["software"].items()},
-                clip_stride=_optional(fields["dataset"].get("clip_stride"), int),
-                flip=_optional(fields["dataset"].get("flip"), bool),
-                weights_sha256=None if weights is None else _optional(weights["sha256"], str),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError, RecipeError) as error:
-            raise StoreError(f"{where}: a field is missing or wrong: {error}") from error
-        if info.recipe.start_stride is None:
-            raise StoreError(f"{where}: recipe.start_stride is null; a store's recipe must give it")
-        return info
-
-
-def _count(value: Any, least: int, most: int) -> int:
-    """The value, where it is a whole number within these bounds."""
-    if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"{str(value)[:100]} is not a whole number from {least} to {most}")
-    return value
-
-
-def _optional(value: Any, kind: type[T]) -> T | None:
-    """The value, where it is there; TypeError where it is of another type."""
-    if value is not None and type(value) is not kind:
-        raise TypeError(f"{value!r} is not of type {kind.__name__}")
-    return value
-
-
-def _present_fields(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's fields in today's terms.
-
-    A store without `detect_cuts` is from before cuts were looked for, one without `forward_backward` from when `tvl1`
-    was OpenCV's.
-    """
-    present = {"detect_cuts": False, **recipe}
-    if "forward_backward" not in recipe and recipe.get("flow") == "tvl1":
-        present["flow"] = "tvl1-opencv"
-    return present
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,8 +104,7 @@ class TrackShard:
 
     def array(self, name: str) -> zarr.Array[Any]:
         """The array of that name, opened; nothing is read yet."""
-        if not (self.path / name).is_dir():
-            raise StoreError(f"{self.path}/{name}: no such array")
+        self._check_present(name)
         data_type = read_metadata(self.path / name, "array").get("data_type")
         if not isinstance(data_type, str) or not _NUMBERS.fullmatch(data_type):
             raise StoreError(f"{self.path}/{name}: data type is {str(data_type)[:100]!r}, arrays hold numbers alone")
@@ -222,6 +127,10 @@ class TrackShard:
         except Exception as error:
             raise StoreError(f"{self.path}/{name}[{start}:{stop}]: cannot be read: {error}") from error
 
+    def _check_present(self, name: str) -> None:
+        if not (self.path / name / "zarr.json").exists():
+            raise StoreError(f"{self.path}/{name}: no such array")
+
     def _check_layout(self, name: str) -> None:
         """Raise StoreError, once, where an array is not as the recipe and the counts say."""
         spec = self._specs.get(name)
@@ -229,8 +138,7 @@ class TrackShard:
             return
         if spec is None:
             raise StoreError(f"{self.path}/{name}: a store of recipe {self.recipe.name} has no such array")
-        if not (self.path / name).is_dir():
-            raise StoreError(f"{self.path}/{name}: no such array")
+        self._check_present(name)
         layout, length = read_layout(self.path / name, spec), spec.length(*self.counts)
         if layout.shape[0] != length:
             raise StoreError(f"{self.path}/{name}: has {layout.shape[0]} rows, by the shard's counts {length}")

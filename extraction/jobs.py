@@ -246,7 +246,7 @@ def assemble_shard(job: ShardJob) -> ShardResult:
     for place, entry in enumerate(job.entries):
         if folder.tracks_path(place).exists():
             try:
-                sources.append(PartialFile(folder.tracks_path(place)))
+                sources.append(PartialFile(folder.tracks_path(place), job.recipe))
             except PartialError as error:
                 logger.warning("%s; its video is extracted again", error)
                 damaged.append(place)
