@@ -14,6 +14,7 @@ from data_specs.dataset import DatasetError, VideoList, dataset_names, load_vide
 from data_specs.interrupts import EXIT_INTERRUPTED
 from data_specs.recipe import Flow, Recipe, RecipeError, load_recipe, recipe_names
 from data_specs.track_store import StoreError
+from data_specs.video_files import check_links
 from extraction.commit import begin_store, check_store
 from extraction.extract import Extraction, extract
 from extraction.motion.cotracker3.weights import OFFLINE_WINDOW, CoTrackerError, Weights, check_package, find_weights
@@ -115,6 +116,10 @@ def build_parser() -> jsonargparse.ArgumentParser:
         "what is damaged or has changed",
     )  # fmt: skip
     add("--limit", type=int | None, metavar="N", help="take only the list's first N videos")
+    add(
+        "--follow-links", action="store_true",
+        help="take videos that symbolic links below the root lead to outside of it; without it they are refused",
+    )  # fmt: skip
     add("--retry-failed", action="store_true", help="try the videos again that failed before")
     add("--dry-run", action="store_true", help="say what would be done, and do nothing")
     return parser
@@ -152,6 +157,7 @@ def extract_tracks(options: jsonargparse.Namespace) -> int:
     videos = load_videos(options.dataset, options.root, options.split, options.list)
     if options.limit is not None:
         videos = videos.limited(options.limit)
+    check_links(videos.root, [entry.path for entry in videos.entries[:100]], follow_links=options.follow_links)
     recipe = _chosen_recipe(options, videos)
     device = _checked_device(options, recipe)
     weights = _checked_weights(options, recipe)
@@ -160,7 +166,7 @@ def extract_tracks(options: jsonargparse.Namespace) -> int:
     if options.dry_run:
         check_store(store, info)
         plans = plan_shards(store, videos, options.shards, shards, retry_failed=options.retry_failed)
-        sys.stdout.write(describe(plans, videos, recipe, store))
+        sys.stdout.write(describe(plans, videos, recipe, store, follow_links=options.follow_links))
         return EXIT_DONE
     begin_store(store, info)
     with stopping_on_signals(options.grace_seconds) as stopping:
@@ -233,10 +239,12 @@ def _exit_status(plans: Sequence[ShardPlan]) -> int:
     return EXIT_DONE
 
 
-def describe(plans: Sequence[ShardPlan], videos: VideoList, recipe: Recipe, store: Path) -> str:
+def describe(
+    plans: Sequence[ShardPlan], videos: VideoList, recipe: Recipe, store: Path, *, follow_links: bool = False
+) -> str:
     """What a run would do, for --dry-run."""
     todo = sum(len(plan.todo) for plan in plans)
-    guess = estimate(plans, videos.root, recipe)
+    guess = estimate(plans, videos.root, recipe, follow_links=follow_links)
     lines = [
         f"store      {store}{'' if store.exists() else ' (new)'}",
         f"videos     {sum(len(p.entries) for p in plans)} of {videos.dataset} {videos.split} in {videos.root}",

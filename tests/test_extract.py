@@ -278,14 +278,17 @@ def test_a_store_that_cannot_be_written_stops_the_run_and_blames_no_video(clips,
 # --- options ----------------------------------------------------------------------------------------------------------
 
 
-def test_k400_needs_no_more_than_its_root_from_the_environment(clips, tmp_path, monkeypatch):
+def test_k400_needs_no_more_than_its_root_from_the_environment(clips, tmp_path, monkeypatch, capsys):
     """`extract-tracks --dataset k400 --shards N`: the list beside the videos, the store under a default name."""
     (tmp_path / "train.csv").write_text("a.avi 3\nc.avi 7\n")
     for name in ("a.avi", "c.avi"):
         (tmp_path / name).symlink_to(clips / name)
     monkeypatch.setenv("K400_ROOT", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert extract("--dataset", "k400", "--shards", 2) == 0
+    assert extract("--dataset", "k400", "--shards", 2) == 2
+    assert re.search(r"links lead out of it: a\.avi is \S+a\.avi; --follow-links takes", capsys.readouterr().err)
+    assert not list(tmp_path.glob("*.tracks"))
+    assert extract("--dataset", "k400", "--shards", 2, "--follow-links") == 0
     info = json.loads((tmp_path / "k400-mme-object.tracks" / "store.json").read_text())
     assert info["dataset"] == {"name": "k400", "split": "train", "clip_stride": 4, "flip": True}
     assert info["recipe"]["start_stride"] == 4
