@@ -2,10 +2,10 @@
 
     python benchmarks/soak.py --out soak
 
-Renders a few dozen clips of 7 to 12 frames and 16 px or more, gives each many names (hard links: paths, ids and work of
-their own, little disk), and runs `extract-tracks` on them with its Ray workers, in a process of its own, as a user does.
-A second process of the same command on the finished store is the resume scan. `--out` gets `memory.csv`, `memory.png`,
-`soak.json`; what is measured:
+Renders a few dozen clips of 7 to 12 frames and 16 px or more, gives each many names (hard links: paths, ids and work
+of their own, little disk), and runs `extract-tracks` on them with its Ray workers, in a process of its own, as a user
+does. A second process of the same command on the finished store is the resume scan. `--out` gets `memory.csv`,
+`memory.png`, `soak.json`; what is measured:
 
 - driver CPU per video: CPU seconds of the driver's process, all threads, from the first job handed out to the last
   result, by videos. Assembling shards is the workers' work, looking at its result the driver's.
@@ -188,8 +188,12 @@ def draw(path: Path, record: dict[str, Any], samples: Sequence[Sample]) -> None:
             own = [s for s in samples if s.pid == pid and s.kind == kind]
             times = [s.at - record["begun"] for s in own]
             label = kind if number == 0 else None
-            above.plot(times, [s.uss / _MIB for s in own], color=colour, lw=1, label=label and f"{label}, its own (USS)")
-            above.plot(times, [s.rss / _MIB for s in own], color=colour, lw=0.5, ls=":", label=label and f"{label}, RSS")
+            above.plot(
+                times, [s.uss / _MIB for s in own], color=colour, lw=1, label=label and f"{label}, its own (USS)"
+            )
+            above.plot(
+                times, [s.rss / _MIB for s in own], color=colour, lw=0.5, ls=":", label=label and f"{label}, RSS"
+            )
     above.set(ylabel="MiB", ylim=(0, None), title="Memory of extract-tracks, one line for each process")
     above.legend(loc="lower right")
     done = np.array(record["done_at"]) - record["begun"]
@@ -240,7 +244,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=0, help="0: one on each core")
     parser.add_argument("--sample-seconds", type=float, default=2.0)
     parser.add_argument("--out", type=Path, required=True, help="folder for the CSV, the plot and the figures")
-    parser.add_argument("--folder", type=Path, help="where videos and store are made, and stay; default: a temporary one")
+    parser.add_argument(
+        "--folder", type=Path, help="where videos and store are made, and stay; default: a temporary one"
+    )
     parser.add_argument("more", nargs="*", help="after --: further options of extract-tracks, e.g. --flow dis")
     return parser
 
