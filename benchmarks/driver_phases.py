@@ -13,8 +13,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-PHASES = ("load_videos", "store_info", "begin_store", "plan_shards", "compile_kernels", "run")
-"""Functions that the command calls, by their names in `extraction.cli`; all else of it is what these leave."""
+PHASES = {
+    "load_videos": "data_specs.dataset",
+    "store_info": "extraction.plan",
+    "begin_store": "extraction.commit",
+    "plan_shards": "extraction.plan",
+    "compile_kernels": "extraction.kernels",
+    "run": "extraction.run",
+}
+"""Functions that the command calls, and their modules; all else of it is what these leave."""
 
 
 class PhaseRecord:
@@ -52,6 +59,14 @@ class PhaseRecord:
         return Noting
 
 
+def replace(old: Any, new: Any) -> None:
+    """Put `new` where modules of `extraction` know `old`, under whatever name."""
+    for module in [m for name, m in sys.modules.items() if name.startswith("extraction.")]:
+        for name, value in list(vars(module).items()):
+            if value is old:
+                setattr(module, name, new)
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the command, write the record; returns the command's exit status."""
     target, begun, *arguments = argv
@@ -59,9 +74,11 @@ def main(argv: Sequence[str]) -> int:
 
     imported, imported_cpu = time.monotonic(), time.process_time()
     record = PhaseRecord()
-    for name in PHASES:
-        setattr(cli, name, record.timed(name, getattr(cli, name)))
-    cli.Progress = record.noting_videos(cli.Progress)  # type: ignore[misc]
+    for name, module in PHASES.items():
+        function = getattr(sys.modules[module], name)
+        replace(function, record.timed(name, function))
+    progress = sys.modules["extraction.progress"].__dict__["Progress"]
+    replace(progress, record.noting_videos(progress))
     status = cli.main(arguments)
     fields = {
         "status": status,

@@ -115,29 +115,28 @@ def run_figures(record: dict[str, Any], samples: Sequence[Sample], workers: int)
 
 
 def growth(record: dict[str, Any], samples: Sequence[Sample]) -> dict[str, float]:
-    """How memory grows in the run's second half: bytes per video of the driver, per job of a worker (least squares).
+    """Memory at its most, and how it grows in the run's second half, by least squares, process by process.
 
-    Workers that come and go are taken one by one; each video is one job, and the workers share them evenly.
+    A worker that is replaced before it has done 100 videos of that half is left out: what it grows by is its start.
     """
     done_at = np.array(record["done_at"])
-    jobs_at = 0 if len(done_at) == 0 else done_at[len(done_at) // 2]
+    begun = done_at[len(done_at) // 2]
     found: dict[str, float] = {}
-    for kind in ("driver", "worker"):
-        slopes, weights = [], []
-        chosen = [s for s in samples if s.kind == kind and jobs_at <= s.at <= done_at[-1]]
-        found[f"{kind} USS at the end, MiB"] = max((s.uss for s in chosen[-2:]), default=0) / _MIB
-        found[f"{kind} USS at most, MiB"] = max((s.uss for s in samples if s.kind == kind), default=0) / _MIB
-        found[f"{kind} RSS at most, MiB"] = max((s.rss for s in samples if s.kind == kind), default=0) / _MIB
-        found[f"{kind} open files at most"] = max((s.open_files for s in samples if s.kind == kind), default=0)
-        for pid in {s.pid for s in chosen}:
+    for kind, unit in (("driver", "video"), ("worker", "job")):
+        of_kind = [s for s in samples if s.kind == kind]
+        found[f"{kind} USS at most, MiB"] = max((s.uss for s in of_kind), default=0) / _MIB
+        found[f"{kind} RSS at most, MiB"] = max((s.rss for s in of_kind), default=0) / _MIB
+        found[f"{kind} open files at most"] = max((s.open_files for s in of_kind), default=0)
+        chosen = [s for s in of_kind if begun <= s.at <= done_at[-1]]
+        pids = sorted({s.pid for s in chosen})
+        slopes = []
+        for pid in pids:
             own = [s for s in chosen if s.pid == pid]
-            places = np.searchsorted(done_at, [s.at for s in own]).astype(float)
-            if np.ptp(places) > 20:
-                slopes.append(np.polyfit(places, [s.uss for s in own], 1)[0])
-                weights.append(np.ptp(places))
-        at_a_time = len({s.pid for s in chosen if s.at > done_at[-1] - 5}) or 1
-        share = at_a_time if kind == "worker" else 1
-        found[f"{kind} grows, kB per video"] = share * float(np.average(slopes, weights=weights)) / 1e3 if slopes else 0
+            done = np.searchsorted(done_at, [s.at for s in own]).astype(float)
+            if np.ptp(done) > 0.9 * (len(done_at) - len(done_at) // 2) - 2:
+                slopes.append(float(np.polyfit(done, [s.uss for s in own], 1)[0]))
+        if slopes:  # each worker does its part of the videos
+            found[f"{kind} grows, kB per {unit}"] = len(slopes) * float(np.mean(slopes)) / 1e3
     return found
 
 
