@@ -10,7 +10,7 @@ does. A second process of the same command on the finished store is the resume s
 - driver CPU per video: CPU seconds of the driver's process, all threads, from the first job handed out to the last
   result, by videos. Assembling shards is the workers' work, looking at its result the driver's.
 - idle per video: (workers x wall clock - seconds that workers spent in jobs) / videos: what workers waited, for the
-  driver, for Ray, and for workers that were starting.
+  driver, for Ray, and for workers that were starting; by the workers, it is the wall clock beyond their work.
 - resume scan: from the begin of the first look at the store's shards to the end of the last, and the whole process.
 
 Times of a shared machine come and go; CPU seconds less so.
@@ -108,16 +108,17 @@ def run_figures(record: dict[str, Any], samples: Sequence[Sample], workers: int)
         "worker seconds in jobs, per video, ms": 1e3 * spent / videos,
         "of them assembling, per shard, ms": 1e3 * summary["seconds"].get("assemble", 0.0) / max(summary["shards"], 1),
         "workers' idle per video, ms": 1e3 * (workers * run["wall"] - spent) / videos,
+        "wall clock per video beyond the workers' work, ms": 1e3 * (run["wall"] - spent / workers) / videos,
         "worker CPU per video, ms": 1e3 * cpu.get("worker", 0.0) / videos,
         "Ray's own CPU per video, ms": 1e3 * cpu.get("ray", 0.0) / videos,
         "worker processes": len({s.pid for s in samples if s.kind == "worker"}),
     }
 
 
-def growth(record: dict[str, Any], samples: Sequence[Sample]) -> dict[str, float]:
+def growth(record: dict[str, Any], samples: Sequence[Sample], workers: int) -> dict[str, float]:
     """Memory at its most, and how it grows in the run's second half, by least squares, process by process.
 
-    A worker that is replaced before it has done 100 videos of that half is left out: what it grows by is its start.
+    Of each process the first third is left out, which is its start, and so is a worker that was there only briefly.
     """
     done_at = np.array(record["done_at"])
     begun = done_at[len(done_at) // 2]
@@ -132,11 +133,13 @@ def growth(record: dict[str, Any], samples: Sequence[Sample]) -> dict[str, float
         slopes = []
         for pid in pids:
             own = [s for s in chosen if s.pid == pid]
+            own = own[len(own) // 3 :]
             done = np.searchsorted(done_at, [s.at for s in own]).astype(float)
-            if np.ptp(done) > 0.9 * (len(done_at) - len(done_at) // 2) - 2:
+            if np.ptp(done) > len(done_at) / 20:
                 slopes.append(float(np.polyfit(done, [s.uss for s in own], 1)[0]))
-        if slopes:  # each worker does its part of the videos
-            found[f"{kind} grows, kB per {unit}"] = len(slopes) * float(np.mean(slopes)) / 1e3
+        if slopes:  # of so many workers each does its part of the videos
+            share = workers if kind == "worker" else 1
+            found[f"{kind} grows, kB per {unit}"] = share * float(np.mean(slopes)) / 1e3
     return found
 
 
@@ -227,7 +230,7 @@ def soak(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, float
     again, _ = extract(*arguments)
     figures = {
         f"run, {workers} workers": run_figures(record, samples, workers),
-        "memory": growth(record, samples),
+        "memory": growth(record, samples, workers),
         "the same command again": scan_figures(again),
         "store": store_figures(store),
     }

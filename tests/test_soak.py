@@ -81,7 +81,7 @@ def test_growth_is_that_of_the_second_half():
         for t in range(100)
         for pid, kind, rate in [(1, "driver", 3000), (2, "worker", 4000), (3, "worker", 4000)]
     ]
-    found = soak.growth(record, samples)
+    found = soak.growth(record, samples, 2)
     assert found["driver grows, kB per video"] == pytest.approx(3)
     assert found["worker grows, kB per job"] == pytest.approx(8)  # each does half of the videos
 
