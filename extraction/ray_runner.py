@@ -11,8 +11,10 @@ import dataclasses
 import logging
 import math
 import os
+import signal
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -55,27 +57,29 @@ class RayExecutor:
 
     gpus: this machine's CUDA devices to share out among the workers (with a cluster, more than 0 means the cluster's);
     each is used by `workers_per_gpu` workers at a time, so that it need not wait while one decodes a video.
-    jobs_per_worker: a worker is then replaced, for decoders leak a little.
+    jobs_per_worker: a worker is then replaced, in case a decoder leaks. None was seen to (docs/scaling.md), and a start
+    costs two seconds.
 
     A worker is started when a job first needs it, and again when it has died. A job goes to a worker that has
     started, never to one that may have to wait for its room in the cluster for ever.
     """
 
-    def __init__(self, workers: int, gpus: int = 0, workers_per_gpu: int = 4, jobs_per_worker: int = 200) -> None:
+    def __init__(self, workers: int, gpus: int = 0, workers_per_gpu: int = 4, jobs_per_worker: int = 2000) -> None:
         # the future default, in force already: workers see the devices that they are given
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(log_to_driver=True, logging_level=logging.WARNING)
-        else:
-            ray.init(
-                address="local",  # not a cluster that somebody started on this machine
-                num_cpus=workers or os.cpu_count() or 1,
-                num_gpus=gpus,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                log_to_driver=True,
-                logging_level=logging.WARNING,
-            )
+        with _sigterm_kept():
+            if os.environ.get("RAY_ADDRESS"):
+                ray.init(log_to_driver=True, logging_level=logging.WARNING)
+            else:
+                ray.init(
+                    address="local",  # not a cluster that somebody started on this machine
+                    num_cpus=workers or os.cpu_count() or 1,
+                    num_gpus=gpus,
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    log_to_driver=True,
+                    logging_level=logging.WARNING,
+                )
         there = ray.cluster_resources()
         self.slots = workers or int(there.get("CPU", 1))
         share = 0.0
@@ -160,6 +164,15 @@ class RayExecutor:
         logger.warning("a worker died as it started: %s", error)
         if self._failed_starts >= _MAX_FAILED_STARTS and all(job is None for _, job in self._calls.values()):
             raise WorkerLostError(f"{self._failed_starts} workers in turn died as they started: {error}") from error
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Leave SIGTERM to the handler that it has: `ray.init` puts its own there, which ends the process at once."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(handler) and signal.getsignal(signal.SIGTERM) is not handler:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def gpu_share(workers_per_gpu: int) -> float:

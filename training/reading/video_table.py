@@ -112,7 +112,9 @@ def shard_table(reader: ShardReader, shard: int) -> dict[str, Any]:
     if points[-1] != reader.num_points:
         raise StoreError(f"{reader.path}/video/grid_size: makes {points[-1]} points, the shard has {reader.num_points}")
     table["places"] = reader.read("video/index", 0, count)
-    table["ids"], table["paths"] = reader.texts()
+    ids, paths = reader.texts()
+    # most lists have no ids of their own: one text for both, in memory and pickled
+    table["ids"], table["paths"] = [path if own == path else own for own, path in zip(ids, paths, strict=True)], paths
     _check_geometry(reader, table, num_starts)
     return table | {
         "shard": np.full(count, shard, np.int32),
