@@ -4,6 +4,7 @@ This reader is plain and complete; it serves inspection, rendering and tests.
 """
 
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -68,6 +69,15 @@ class StoreInfo:
             **({} if self.weights_sha256 is None else {"weights": {"sha256": self.weights_sha256}}),
             "software": self.software,
         }
+
+    @property
+    def settings_sha256(self) -> str:
+        """SHA-256 of all that two runs on one store must agree in, as compact JSON with sorted keys: `software` is not.
+
+        Each shard has it among its attributes, so that a lost store.json can be written again.
+        """
+        fields = {key: value for key, value in self.to_json().items() if key != "software"}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     @classmethod
     def from_json(cls, fields: Any, where: str) -> "StoreInfo":

@@ -52,23 +52,25 @@ def shard_damage(store: TrackStore, number: int, root: Path | None = None) -> Da
     if any(video is None for video, _ in found):
         return Damage(problems, None)
     damaged = {listed[video][0] for video, _ in found if video is not None}
-    try:
-        failures = [(f.index, f.id, f.path) for f in read_failures(store.path, number)]
-    except (ValueError, OSError) as error:
-        problems.append(str(error))
-        failures = []
+    failures: list[tuple[int, str, str]] = []
+    changed = list(failures_problems(store.path, number, attributes, contents=True))
+    problems += changed
+    if not changed:
+        try:
+            failures = [(f.index, f.id, f.path) for f in read_failures(store.path, number)]
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
     places = set(range(number, store.info.num_videos, store.info.num_shards))
     there = [index for index, _, _ in (*listed, *failures)]
     missing, foreign = sorted(places - set(there)), sorted(set(there) - places)
     twice = sorted({index for index in there if there.count(index) > 1}) if len(there) > len(set(there)) else []
-    if (missing or foreign or twice) and not (problems and not failures):
+    if missing or foreign or twice:
         problems.append(
             f"{where}: its videos and failures are not the list's: places missing {missing[:10]}, "
             f"foreign {foreign[:10]}, twice {twice[:10]}"
         )
     if not problems:  # bytes that no array is made of
         problems += file_problems(where, attributes, contents=True)
-        problems += failures_problems(store.path, number, attributes, contents=True)
     if root is not None:
         for meta in shard.metas:
             if change := video_change(root / meta.path, meta):
