@@ -11,13 +11,17 @@ import dataclasses
 import logging
 import math
 import os
+import signal
+import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 import ray.exceptions
 
+from data_specs.interrupts import SIGNALS
 from extraction.jobs import Job, Result, run_job
 from extraction.run import WorkerLostError
 
@@ -50,6 +54,18 @@ class _Worker:
     jobs: int = 0
 
 
+@contextmanager
+def _own_handlers() -> Iterator[None]:
+    """Keep this process's way with SIGTERM: Ray takes it for itself, in Python and below, to end at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 class RayExecutor:
     """An `Executor` on Ray. workers: how many jobs at a time; 0 for one on each core.
 
@@ -64,18 +80,19 @@ class RayExecutor:
     def __init__(self, workers: int, gpus: int = 0, workers_per_gpu: int = 4, jobs_per_worker: int = 200) -> None:
         # the future default, in force already: workers see the devices that they are given
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(log_to_driver=True, logging_level=logging.WARNING)
-        else:
-            ray.init(
-                address="local",  # not a cluster that somebody started on this machine
-                num_cpus=workers or os.cpu_count() or 1,
-                num_gpus=gpus,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                log_to_driver=True,
-                logging_level=logging.WARNING,
-            )
+        with _own_handlers():
+            if os.environ.get("RAY_ADDRESS"):
+                ray.init(log_to_driver=True, logging_level=logging.WARNING)
+            else:
+                ray.init(
+                    address="local",  # not a cluster that somebody started on this machine
+                    num_cpus=workers or os.cpu_count() or 1,
+                    num_gpus=gpus,
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    log_to_driver=True,
+                    logging_level=logging.WARNING,
+                )
         there = ray.cluster_resources()
         self.slots = workers or int(there.get("CPU", 1))
         share = 0.0

