@@ -65,7 +65,7 @@ def test_a_disk_that_is_full_again_and_again(clips, some_missing, undisturbed, t
         assert re.search("cannot be created: No space left on device", capsys.readouterr().err)
         for space in range(0, 40):
             disk.free()
-            disk.fill(leave=4096 * (1 + 3 * space))
+            disk.fill(leave=4096 * (1 + 6 * space))
             status = extract(clips, store, listing=some_missing)
             said = capsys.readouterr().err
             if "No space left on device" not in said:
