@@ -37,6 +37,7 @@ BIN = Path(sys.executable).parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "RAY_AUTH_MODE": "disabled"}
 ENVIRONMENT.pop("RAY_ADDRESS", None)
 MOST_SURPRISES = 20
+HIT_AT_START = 0.15
 SUFFIXES = {".avi", ".mkv", ".mov", ".mp4", ".webm"}
 
 
@@ -132,7 +133,10 @@ class Chaos:
                     self.inject(chaos_faults.BETWEEN, None)
                 self.scene.drivers.append(self.start())
             elif self.kills < self.options.kills:
-                self.inject(chaos_faults.DURING, self.random.choice(living))
+                victim = self.random.choice(living)
+                # most of a driver's life would be its start, were it as likely to be hit then
+                if victim.descendants("worker") or self.random.random() < HIT_AT_START:
+                    self.inject(chaos_faults.DURING, victim)
 
     def inject(self, faults: list[Fault], driver: Driver | None) -> None:
         """One of the faults, if there is anything to do it to."""

@@ -105,13 +105,17 @@ class SignalDriver:
     number: signal.Signals
     weight: float
     ends: frozenset[int] | None
-    says: str | None = None
     nothing_to_see: bool = False
 
     @property
     def kills(self) -> bool:
         """Only where it has no choice."""
         return self.number == signal.SIGKILL
+
+    @property
+    def says(self) -> str | None:
+        """Only where it has one."""
+        return None if self.kills else f"{self.number.name}: no video is begun any more"
 
     @property
     def name(self) -> str:
@@ -315,7 +319,7 @@ DURING: list[Fault] = [
     KillBelow("raylet", 4, says=None, ends=None),
     KillBelow("gcs_server", 4, says=None, ends=None),
     SignalDriver(signal.SIGKILL, 12, ends=frozenset({-signal.SIGKILL})),
-    SignalDriver(signal.SIGTERM, 3, ends=frozenset({INTERRUPTED, -signal.SIGTERM})),
+    SignalDriver(signal.SIGTERM, 3, ends=frozenset({INTERRUPTED, -signal.SIGTERM, 1})),
     SignalDriver(signal.SIGUSR1, 3, ends=frozenset({INTERRUPTED, -signal.SIGUSR1})),
     Suspend("worker", 6),
     Suspend("driver", 3),

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
+from data_specs.interrupts import SIGNALS
 from extraction.jobs import Job, Result, run_job
 from extraction.run import WorkerLostError
 
@@ -52,6 +54,18 @@ class _Worker:
     jobs: int = 0
 
 
+@contextmanager
+def _own_handlers() -> Iterator[None]:
+    """Keep this process's way with SIGTERM: Ray takes it for itself, in Python and below, to end at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 class RayExecutor:
     """An `Executor` on Ray. workers: how many jobs at a time; 0 for one on each core.
 
@@ -67,7 +81,7 @@ class RayExecutor:
     def __init__(self, workers: int, gpus: int = 0, workers_per_gpu: int = 4, jobs_per_worker: int = 2000) -> None:
         # the future default, in force already: workers see the devices that they are given
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        with _sigterm_kept():
+        with _own_handlers():
             if os.environ.get("RAY_ADDRESS"):
                 ray.init(log_to_driver=True, logging_level=logging.WARNING)
             else:
@@ -164,15 +178,6 @@ class RayExecutor:
         logger.warning("a worker died as it started: %s", error)
         if self._failed_starts >= _MAX_FAILED_STARTS and all(job is None for _, job in self._calls.values()):
             raise WorkerLostError(f"{self._failed_starts} workers in turn died as they started: {error}") from error
-
-
-@contextmanager
-def _sigterm_kept() -> Iterator[None]:
-    """Leave SIGTERM to the handler that it has: `ray.init` puts its own there, which ends the process at once."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    if callable(handler) and signal.getsignal(signal.SIGTERM) is not handler:
-        signal.signal(signal.SIGTERM, handler)
 
 
 def gpu_share(workers_per_gpu: int) -> float:

@@ -279,6 +279,7 @@ def test_a_histogram_outside_the_frame_is_reported(store):
 
 def test_a_store_that_says_that_lost_points_stay_lost_is_reported(store):
     zarr.open_array(store / "shards" / "00001.zarr" / "valid", mode="r+").update_attributes({"valid_returns": False})
+    seal_again(store / "shards" / "00001.zarr")
     assert "00001.zarr/valid: attribute valid_returns is False, must be True" in problems_of(store)
     with pytest.raises(StoreError, match="attribute valid_returns is False"):
         ShardReader(store / "shards" / "00001.zarr", RECIPE).array("valid")
