@@ -17,7 +17,7 @@ from extraction.commit import ShardFolder, begin_store, check_store
 from extraction.kernels import compile_kernels
 from extraction.motion.cotracker3.weights import OFFLINE_WINDOW, CoTrackerError, Weights, check_package, find_weights
 from extraction.motion.gpu.device import check_recipe, device_count, parse_device, why_missing
-from extraction.plan import ShardPlan, estimate, parse_shards, plan_shards, store_info
+from extraction.plan import ShardPlan, estimate, parse_part, parse_shards, plan_shards, store_info
 from extraction.progress import Progress
 from extraction.run import Executor, LocalExecutor, RunSummary, WorkerLostError, run
 
@@ -76,6 +76,10 @@ def build_parser() -> jsonargparse.ArgumentParser:
         metavar="0,3-5",
         help="do these shards only; several tasks share a store so",
     )
+    add(
+        "--part", type=str | None, metavar="I/N",
+        help="do part I of N, from 0 on: shards I, I + N, I + 2N ...; for the tasks of an array",
+    )  # fmt: skip
     add("--workers", type=int, default=0, metavar="N", help="videos at a time; 0 for one on each core")
     add(
         "--executor", type=Literal["ray", "local"], default="ray",
@@ -132,7 +136,11 @@ def extract_tracks(options: jsonargparse.Namespace) -> int:
             raise ValueError(f"--{name.replace('_', '-')} is {value}, must be {least} or more")
     if options.executor == "local" and options.workers > 1:
         raise ValueError("--executor local does one video at a time; leave --workers out or take --executor ray")
+    if options.part is not None and options.only_shards is not None:
+        raise ValueError("--part and --only-shards both choose shards; leave one of them out")
     shards = parse_shards(options.only_shards, options.shards)
+    if options.part is not None:
+        shards = parse_part(options.part, options.shards)
     videos = load_videos(options.dataset, options.root, options.split, options.list)
     if options.limit is not None:
         videos = videos.limited(options.limit)

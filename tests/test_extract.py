@@ -19,6 +19,7 @@ from videos import cut_off, noise_frames, write_video
 
 from data_specs.track_store import TrackStore
 from extraction import cli, inspect_cli
+from extraction.plan import parse_part
 
 
 def extract(*arguments):
@@ -96,6 +97,18 @@ def test_shards_done_by_different_runs_make_the_same_store(clips, local_store, t
     assert extract(*common, "--only-shards", "1") == 0
     assert TrackStore(tmp_path / "s").complete_shards == [1]
     assert extract(*common, "--only-shards", "0-1") == 0
+    assert store_bytes(tmp_path / "s") == store_bytes(local_store)
+
+
+def test_parts_of_a_store_make_the_same_store(clips, local_store, tmp_path):
+    """Also where there are more parts than shards."""
+    common = ("--dataset", clips / "list.txt", "--root", clips, "--shards", 2, "--out", tmp_path / "s")
+    assert parse_part("1/4", 11) == [1, 5, 9]
+    assert extract(*common, "--part", "2/3") == 0
+    assert TrackStore(tmp_path / "s").complete_shards == []
+    for part, complete in [("1/3", [1]), ("0/3", [0, 1])]:
+        assert extract(*common, "--part", part) == 0
+        assert TrackStore(tmp_path / "s").complete_shards == complete
     assert store_bytes(tmp_path / "s") == store_bytes(local_store)
 
 
@@ -237,6 +250,9 @@ def test_more_shards_than_videos_make_empty_shards(clips, tmp_path):
         (["--shards", "2", "--only-shards", "2"], "'2' is not within 0-1"),
         (["--shards", "2", "--only-shards", "1-0"], "'1-0' is not within"),
         (["--shards", "2", "--only-shards", "x"], "'x' is neither a number nor a range"),
+        (["--shards", "2", "--part", "2/2"], "the parts of 2 are 0/2 to 1/2"),
+        (["--shards", "2", "--part", "1"], "--part 1: give I/N"),
+        (["--shards", "2", "--part", "0/2", "--only-shards", "0"], "--part and --only-shards both choose shards"),
         (["--shards", "2", "--limit", "0"], "--limit is 0"),
         (["--shards", "2", "--recipe", "mmme"], "shipped are mme, mme-object"),
         (["--shards", "2", "--workers", "3"], "--executor local does one video at a time"),
