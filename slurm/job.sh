@@ -30,7 +30,7 @@ note_signal() {
 pass_on() {
     if [ -f "$record.pid" ]; then
         kill -USR1 "$(cat "$record.pid")" || true
-    elif [ -n "$child" ]; then
+    elif [ -n "$child" ] && [ ! -f "$record.status" ]; then
         kill "-$stop_with" "$child" || true
         if [ "$stop_with" = TERM ]; then stopped=75; fi # srun has not come to the command yet
     fi

@@ -1,6 +1,6 @@
 """A Slurm cluster of two nodes on this machine, for the tests: real daemons, in namespaces of their own.
 
-Each node has its own network address, host name and view of the processes, so that it is to Slurm and Ray what a
+Each node has its own network address, host name, scratch disk and view of the processes, so that it is to Slurm and Ray what a
 machine is. All of it is in one process-id namespace and ends with it: nothing is left behind, however the tests end.
 """
 
@@ -88,6 +88,7 @@ until ip link show eth0 >/dev/null 2>&1; do sleep 0.01; done
 ip link set lo up
 ip address add "$2/24" dev eth0
 ip link set eth0 up
+mount -t tmpfs tmpfs scratch
 slurmd -D -N "$1" &
 wait
 """
@@ -114,6 +115,7 @@ class SlurmCluster:
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "RAY_"))},
             "SLURM_CONF": str(folder / "slurm.conf"),
+            "MOTION_TARGETS_SCRATCH": str(folder / "scratch"),
             "MOTION_TARGETS_BIN": str(Path(sys.executable).parent),
         }
         self._process = process
@@ -168,6 +170,7 @@ def slurm_cluster(max_array_size: int = 1001) -> Iterator[SlurmCluster]:
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # a socket's path may not be long, as pytest's are
     folder.chmod(0o755)
     (folder / "state").mkdir()
+    (folder / "scratch").mkdir()
     (folder / "munge.key").touch(0o600)
     (folder / "munge.key").write_bytes(secrets.token_bytes(128))
     addresses = {"ctl": "10.77.0.1", **{name: f"10.77.0.{11 + number}" for number, name in enumerate(NODES)}}
