@@ -2,7 +2,12 @@
 
 import dataclasses
 import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+from data_specs.shard_files import size_and_crc32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,3 +56,28 @@ def read_failures(store: Path, shard: int) -> list[Failure]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     return [Failure.from_line(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+
+
+def to_lines(failures: Iterable[Failure]) -> bytes:
+    """The contents of a shard's file of failures."""
+    return "".join(failure.to_line() + "\n" for failure in failures).encode()
+
+
+def failures_seal(failures: Iterable[Failure]) -> list[int]:
+    """[bytes, CRC-32] of a shard's file of failures, [0, 0] where there is none: the shard's attribute `failures`."""
+    lines = to_lines(failures)
+    return [len(lines), zlib.crc32(lines)]
+
+
+def failures_problems(store: Path, shard: int, attributes: Mapping[str, Any], *, contents: bool) -> Iterator[str]:
+    """Whether a complete shard's file of failures has the size, or with `contents` the bytes, that it was written with.
+
+    attributes: the shard's; from before 0.4 they do not say, and there is nothing to find.
+    """
+    sealed = attributes.get("failures")
+    if sealed is None:
+        return
+    path = failures_path(store, shard)
+    size, checksum = (0, 0) if not path.exists() else size_and_crc32(path) if contents else (path.stat().st_size, None)
+    if [size, sealed[1] if checksum is None else checksum] != list(sealed):
+        yield f"{path}: has {size} bytes{'' if checksum is None else f', CRC-32 {checksum}'}; must have {sealed}"

@@ -31,6 +31,8 @@ class ArraySpec:
     inner: tuple[int, ...] = ()
     inner_names: tuple[str, ...] = ()
     attributes: tuple[tuple[str, Any], ...] = ()
+    is_optional: bool = False
+    """Whether a store may lack it: one from before it was thought of."""
 
     def length(self, num_videos: int, num_starts: int, num_points: int, num_cuts: int) -> int:
         """Size of the first axis in a shard of so many videos, start rows, points and cuts."""
@@ -61,6 +63,9 @@ class VideoMeta:
     grid_size: tuple[int, int]
     num_starts: int
     cuts: tuple[int, ...] = ()
+    file_bytes: int = 0
+    """Size of the file; 0 where it is not known, as in stores from before 0.4."""
+    file_crc32: int = 0
 
     @property
     def points_per_start(self) -> int:
@@ -84,6 +89,8 @@ def array_specs(recipe: Recipe) -> dict[str, ArraySpec]:
         ArraySpec("video/frame_size", "int32", "video", -1, (2,), ("height_width",)),
         ArraySpec("video/source_size", "int32", "video", -1, (2,), ("height_width",)),
         ArraySpec("video/grid_size", "int32", "video", -1, (2,), ("height_width",)),
+        ArraySpec("video/file_bytes", "int64", "video", -1, is_optional=True),
+        ArraySpec("video/file_crc32", "int64", "video", -1, is_optional=True),
         ArraySpec("video/first_start", "int64", "video_offset", -1),
         ArraySpec("start/frame", "int32", "start", -1),
         ArraySpec("start/first_point", "int64", "start_offset", -1),

@@ -21,6 +21,7 @@ from data_specs.encoding import decode_flow, decode_histograms, decode_positions
 from data_specs.geometry import compensated_displacements, grid_points
 from data_specs.recipe import Recipe, RecipeError
 from data_specs.schema import FORMAT, VERSION, VideoMeta
+from data_specs.shard_files import attribute_problems
 
 T = TypeVar("T")
 
@@ -172,6 +173,8 @@ class TrackShard:
         except (OSError, ValueError, TypeError, KeyError, zarr.errors.BaseZarrError) as error:
             raise StoreError(f"{path}: cannot be opened as a zarr group: {error}") from error
         attributes = dict(self.group.attrs)
+        if problems := list(attribute_problems(path, attributes)):
+            raise StoreError(problems[0])
         if attributes.get("version") != VERSION or attributes.get("format") != FORMAT:
             raise StoreError(
                 f"{path}: format {attributes.get('format')!r}, version {attributes.get('version')!r}; "
@@ -236,6 +239,10 @@ class TrackShard:
             self.read(f"video/{name}", 0, n).tolist()
             for name in ("index", "num_frames", "fps", "frame_size", "source_size", "grid_size")
         )
+        file_bytes, file_crc32 = (
+            self.read(f"video/{name}", 0, n).tolist() if f"video/{name}" in self.group else [0] * n
+            for name in ("file_bytes", "file_crc32")
+        )
         return [
             VideoMeta(
                 index=index[v],
@@ -248,6 +255,8 @@ class TrackShard:
                 grid_size=tuple(grid[v]),
                 num_starts=int(self.first_start[v + 1] - self.first_start[v]),
                 cuts=self.cuts[v],
+                file_bytes=file_bytes[v],
+                file_crc32=file_crc32[v],
             )
             for v in range(n)
         ]

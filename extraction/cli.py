@@ -11,15 +11,16 @@ from typing import Literal
 import jsonargparse
 
 from data_specs.dataset import DatasetError, VideoList, dataset_names, load_videos
+from data_specs.interrupts import EXIT_INTERRUPTED
 from data_specs.recipe import Flow, Recipe, RecipeError, load_recipe, recipe_names
-from data_specs.track_store import StoreError, StoreInfo
-from extraction.commit import ShardFolder, begin_store, check_store
-from extraction.kernels import compile_kernels
+from data_specs.track_store import StoreError
+from extraction.commit import begin_store, check_store
+from extraction.extract import Extraction, extract
 from extraction.motion.cotracker3.weights import OFFLINE_WINDOW, CoTrackerError, Weights, check_package, find_weights
-from extraction.motion.gpu.device import check_recipe, device_count, parse_device, why_missing
+from extraction.motion.gpu.device import check_recipe, parse_device, why_missing
 from extraction.plan import ShardPlan, estimate, parse_part, parse_shards, plan_shards, store_info
-from extraction.progress import Progress
-from extraction.run import Executor, LocalExecutor, RunSummary, WorkerLostError, run
+from extraction.run import MAX_TRIES, WorkerLostError
+from extraction.stopping import GraceOverError, stopping_on_signals
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,8 @@ def build_parser() -> jsonargparse.ArgumentParser:
         description="Extract the motion trajectories of a list of videos into a track store. Run the same command "
         "again after an interruption: what is done is not done again.",
         epilog="Exit status: 0 all done, 1 some videos failed (inspect-tracks STORE --failures names them), "
-        "2 usage error or nothing done.",
+        "2 usage error or nothing done, 75 not finished (SIGTERM, SIGUSR1, or another run works on some shards): "
+        "the same command goes on.",
     )
     add = parser.add_argument
     add(
@@ -103,6 +105,19 @@ def build_parser() -> jsonargparse.ArgumentParser:
         help="give a video up on which nothing has gone forward for so long, for a decoder can hang; with --executor "
         "local that ends the run, and the same command then goes on without the video",
     )  # fmt: skip
+    add(
+        "--max-tries", type=int, default=MAX_TRIES, metavar="N",
+        help="so often a video may take its process with it, by a crash or out of memory, before it counts as failed",
+    )  # fmt: skip
+    add(
+        "--grace-seconds", type=float, default=60.0, metavar="S",
+        help="after SIGTERM or SIGUSR1 no video is begun any more; those at work have so long to be finished",
+    )  # fmt: skip
+    add(
+        "--verify", action="store_true",
+        help="read the complete shards back, compare the videos with those that they were made from, and extract again "
+        "what is damaged or has changed",
+    )  # fmt: skip
     add("--limit", type=int | None, metavar="N", help="take only the list's first N videos")
     add("--retry-failed", action="store_true", help="try the videos again that failed before")
     add("--dry-run", action="store_true", help="say what would be done, and do nothing")
@@ -118,9 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DatasetError, RecipeError, StoreError, ValueError) as error:
         sys.stderr.write(f"extract-tracks: {error}\n")
         return EXIT_NOTHING_DONE
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, GraceOverError):
         sys.stderr.write("extract-tracks: interrupted; the same command goes on from here\n")
-        return EXIT_SOME_FAILED
+        return EXIT_INTERRUPTED
     except (OSError, WorkerLostError) as error:
         sys.stderr.write(f"extract-tracks: {error}; the same command goes on from here once that is mended\n")
         return EXIT_SOME_FAILED
@@ -130,6 +145,7 @@ def extract_tracks(options: jsonargparse.Namespace) -> int:
     """Do what the parsed options say; returns the exit status. Raises ValueError or OSError with the way out."""
     for name, least in [
         ("shards", 1), ("workers", 0), ("limit", 1), ("start_stride", 1), ("stall_seconds", 1), ("workers_per_gpu", 1),
+        ("max_tries", 1), ("grace_seconds", 0),
     ]:  # fmt: skip
         value = getattr(options, name)
         if value is not None and value < least:
@@ -151,19 +167,15 @@ def extract_tracks(options: jsonargparse.Namespace) -> int:
     info = store_info(videos, recipe, options.shards, device, weights_sha256=weights.sha256 if weights else None)
     if options.dry_run:
         check_store(store, info)
-    else:
-        begin_store(store, info)
-        for shard in shards:
-            if ShardFolder(store, shard).roll_forward():
-                logger.info("shard %d: finished a commit that had been cut short", shard)
-    plans = plan_shards(store, videos, options.shards, shards, retry_failed=options.retry_failed)
-    if options.dry_run:
+        plans = plan_shards(store, videos, options.shards, shards, retry_failed=options.retry_failed)
         sys.stdout.write(describe(plans, videos, recipe, store))
         return EXIT_DONE
-    pending = [plan for plan in plans if plan.needs_assembly]
-    if pending:
-        summary = _run(pending, videos, info, store, device, weights, options)
-        logger.info("%s", summarise(summary))
+    begin_store(store, info)
+    with stopping_on_signals(options.grace_seconds) as stopping:
+        left = extract(Extraction(options, videos, info, store, device, weights), shards, stopping)
+    if left:
+        logger.warning("the same command goes on from here")
+        return EXIT_INTERRUPTED
     return _exit_status(plan_shards(store, videos, options.shards, shards, retry_failed=False))
 
 
@@ -218,56 +230,6 @@ def _checked_weights(options: jsonargparse.Namespace, recipe: Recipe) -> Weights
     return weights
 
 
-def _shared_by_ray(device: str) -> tuple[str, int]:
-    """The device's name in workers, to which Ray shows the one they are given, and how many this machine has."""
-    if device == "cpu" or os.environ.get("RAY_ADDRESS"):
-        return device, int(device != "cpu")
-    count = device_count(device)
-    kind, _, number = device.partition(":")
-    if number:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(number)] if visible else number
-    return kind, count
-
-
-def _run(
-    plans: list[ShardPlan],
-    videos: VideoList,
-    info: StoreInfo,
-    store: Path,
-    device: str,
-    weights: Weights | None,
-    options: jsonargparse.Namespace,
-) -> RunSummary:
-    if any(plan.todo for plan in plans):
-        compile_kernels(info.recipe)
-    executor: Executor
-    if options.executor == "ray":
-        from extraction.ray_runner import RayExecutor  # noqa: PLC0415 (seconds to import, and not always wanted)
-
-        device, gpus = _shared_by_ray(device)
-        executor = RayExecutor(options.workers, gpus, options.workers_per_gpu)
-    else:
-        executor = LocalExecutor()
-    progress = Progress(sum(len(plan.todo) for plan in plans))
-    try:
-        return run(
-            plans,
-            executor,
-            store=store.absolute(),
-            root=videos.root,
-            recipe=info.recipe,
-            software=info.software,
-            stall_seconds=options.stall_seconds,
-            progress=progress,
-            device=device,
-            weights=weights,
-        )
-    finally:
-        progress.close()
-        executor.close()
-
-
 def _exit_status(plans: Sequence[ShardPlan]) -> int:
     videos, failed = sum(len(plan.entries) for plan in plans), sum(plan.failed for plan in plans)
     if videos and failed == videos:
@@ -294,25 +256,6 @@ def describe(plans: Sequence[ShardPlan], videos: VideoList, recipe: Recipe, stor
         f"estimate   {guess.frames:,.0f} frames, {guess.stored_bytes / 1e6:,.1f} MB, from {guess.sampled} of them",
     ]
     return "\n".join(lines) + "\n"
-
-
-def summarise(summary: RunSummary) -> str:
-    """What a run did and where its time went."""
-    frames = max(summary.frames, 1)
-    lines = [
-        f"{summary.done} videos done, {summary.failed} failed, {summary.shards} shards written; "
-        f"{summary.frames} frames, {summary.rows} start rows, "
-        f"{summary.frames / max(summary.worker_seconds, 1e-9):.2f} frames/s for each worker",
-    ]
-    if summary.seconds:
-        lines.append(
-            "ms per frame by stage: "
-            + ", ".join(
-                f"{stage} {1e3 * seconds / frames:.2f}"
-                for stage, seconds in sorted(summary.seconds.items(), key=lambda item: -item[1])
-            )
-        )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """The store's files as extraction changes them, so that a reader never sees half of anything and nothing done is lost.
 
     store.json               written once, when the store is begun
+    locks                    empty; its bytes are locked, see `shard_locks`
     partial/00007/           000012.tracks      a finished video (12 is its place in the shard)
                              000012.failed      a video that failed, one line of JSON
+                             000012.tries       how often one was begun that is not done, see `tries`
+                             holder             which run works on the shard
                              commit/            the finished shard and its failures, about to be put in place
     shards/00007.zarr/       failures/00007.jsonl
 
@@ -11,16 +14,20 @@ then on any run, after any crash, rolls it forward.
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from data_specs.durable import sync, sync_tree, temporary_sibling, write_file
-from data_specs.failures import Failure, failures_path
+from data_specs.failures import Failure, failures_path, failures_problems, to_lines
+from data_specs.shard_files import attribute_problems, file_problems, read_attributes
 from data_specs.track_store import StoreError, StoreInfo, TrackStore
 from extraction.motion.gpu.device import SOME_DEVICE
+from extraction.shard_locks import sign
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +52,30 @@ def begin_store(path: Path, info: StoreInfo) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     check_store(path, info)
+
+
+class StoreGoneError(OSError):
+    """The store is not the one any more that the run began with."""
+
+
+def store_digest(path: Path) -> str:
+    """SHA-256 of the store's settings as they stand in store.json. Raises OSError."""
+    return hashlib.sha256((path / "store.json").read_bytes()).hexdigest()
+
+
+def check_unchanged(path: Path, digest: str | None) -> None:
+    """Raise StoreGoneError where the store was deleted or moved, or another one has taken its place.
+
+    digest: `store_digest` of what it was; None leaves the check out.
+    """
+    if digest is None:
+        return
+    try:
+        is_same = store_digest(path) == digest
+    except FileNotFoundError:
+        is_same = False
+    if not is_same:
+        raise StoreGoneError(f"{path} is gone: it was deleted, moved or begun anew while this run wrote to it")
 
 
 def check_store(path: Path, info: StoreInfo) -> None:
@@ -105,6 +136,11 @@ class ShardFolder:
         """Whether the shard is in place."""
         return self.complete_path.exists()
 
+    def begin(self) -> None:
+        """Make the folder of an unfinished shard; who does that must hold the shard's lock."""
+        self.partial_path.mkdir(parents=True, exist_ok=True)
+        sign(self.store, self.shard)
+
     def tracks_path(self, place: int) -> Path:
         """The partial file of the shard's video number `place`."""
         return self.partial_path / f"{place:06d}.tracks"
@@ -113,9 +149,32 @@ class ShardFolder:
         """The failure of the shard's video number `place`."""
         return self.partial_path / f"{place:06d}.failed"
 
+    def tries_path(self, place: int) -> Path:
+        """Where the lost tries of the shard's video number `place` are counted, as long as it is not done."""
+        return self.partial_path / f"{place:06d}.tries"
+
+    def partial_names(self) -> set[str]:
+        """Names of what is there of the unfinished shard."""
+        try:
+            return {path.name for path in self.partial_path.iterdir()}
+        except FileNotFoundError:
+            return set()
+
+    def problems(self) -> Iterator[str]:
+        """What a look at the names and sizes of the complete shard's files finds wrong."""
+        try:
+            attributes = read_attributes(self.complete_path)
+        except (OSError, ValueError) as error:
+            yield f"{self.complete_path}: its metadata cannot be read: {error}"
+            return
+        yield from attribute_problems(self.complete_path, attributes)
+        yield from file_problems(self.complete_path, attributes, contents=False)
+        yield from failures_problems(self.store, self.shard, attributes, contents=False)
+
     def write_failed(self, place: int, failure: Failure) -> None:
         """Record a failure."""
         write_file(self.failed_path(place), failure.to_line() + "\n")
+        self.tries_path(place).unlink(missing_ok=True)
 
     def read_failed(self, place: int) -> Failure | None:
         """The failure recorded for a video since the shard was last complete, or None."""
@@ -130,8 +189,7 @@ class ShardFolder:
 
     def commit(self, staging: Path, failures: list[Failure]) -> None:
         """Put the shard written at `staging`/shard.zarr in place, and its failures; drop the partial files."""
-        lines = "".join(failure.to_line() + "\n" for failure in failures)
-        (staging / "failures.jsonl").write_text(lines, encoding="utf-8")
+        (staging / "failures.jsonl").write_bytes(to_lines(failures))
         sync_tree(staging)
         staging.rename(self._commit_path)
         sync(self.partial_path)
@@ -156,6 +214,11 @@ class ShardFolder:
                 self.complete_path.rename(temporary_sibling(self._commit_path))
             staged_shard.rename(self.complete_path)
             sync(self.complete_path.parent)
+        self.remove_partial()
+        return True
+
+    def remove_partial(self) -> None:
+        """Remove what is left of a shard's making, once it is in place."""
         # commit/ goes last: as long as it is there, the next run comes by here again
         for leftover in self.partial_path.iterdir():
             if leftover.is_dir() and leftover != self._commit_path:
@@ -163,4 +226,3 @@ class ShardFolder:
             elif leftover != self._commit_path:
                 leftover.unlink(missing_ok=True)
         shutil.rmtree(self.partial_path)
-        return True

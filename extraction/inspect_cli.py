@@ -32,14 +32,23 @@ def build_parser() -> jsonargparse.ArgumentParser:
     )
     add = parser.add_argument
     add("store", type=Path, metavar="STORE", help="the store's folder")
-    add("--verify", action="store_true", help="read everything back against the spec, and print every problem")
+    add(
+        "--verify", action="store_true",
+        help="read everything back against the spec, and print every problem; with --root also which videos "
+        "have changed since they were extracted",
+    )  # fmt: skip
     add("--failures", action="store_true", help="print the videos that failed, one JSON line each")
     add(
         "--render", type=str | None, metavar="VIDEO",
         help="draw the trajectories of this video: its file, or its id, path or file name in the store",
     )  # fmt: skip
     add("--out", type=Path | None, metavar=f"FILE{'|'.join(FORMATS)}", help="where --render draws to")
-    add("--root", type=Path | None, metavar="DIR", help="folder of the videos, where --render names no file")
+    add(
+        "--root",
+        type=Path | None,
+        metavar="DIR",
+        help="folder of the videos: for --verify, and where --render names no file",
+    )
     add("--frame", type=int | None, metavar="N", help="the start row that a .png shows; default: a lively one")
     return parser
 
@@ -77,7 +86,7 @@ def inspect_tracks(options: jsonargparse.Namespace) -> int:
         for _, failure in _failures(store):
             sys.stdout.write(failure.to_line() + "\n")
     if options.verify:
-        problems = validate_store(options.store)
+        problems = validate_store(options.store, options.root)
         sys.stdout.write("".join(f"{problem}\n" for problem in problems))
         missing = store.info.num_shards - len(store.complete_shards)
         sys.stdout.write(

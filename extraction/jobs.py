@@ -1,8 +1,10 @@
-"""The two pieces of work that a run consists of: one video into a partial file, and a shard out of its partial files.
+"""The pieces of work that a run consists of: one video into a partial file, a shard out of its partial files, a look
+at a complete shard for damage.
 
 Each runs in whichever process it is called in, writes its own files and returns a small record.
 """
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -17,19 +19,29 @@ import cv2
 
 from data_specs.dataset import VideoEntry
 from data_specs.durable import replacing
-from data_specs.failures import Failure, read_failures
+from data_specs.failures import Failure, failures_seal, read_failures
 from data_specs.geometry import grid_size
 from data_specs.recipe import Recipe
 from data_specs.schema import VideoMeta
-from data_specs.track_store import TrackShard
-from data_specs.video import FrameTooSmallError, Video, VideoError, VideoTooShortError
-from extraction.commit import ShardFolder
+from data_specs.shard_files import size_and_crc32
+from data_specs.track_store import StoreError, TrackShard, TrackStore
+from data_specs.validate_shard import shard_damage
+from data_specs.video import (
+    FrameTooSmallError,
+    Video,
+    VideoChangedError,
+    VideoError,
+    VideoTooShortError,
+    check_file,
+)
+from extraction.commit import ShardFolder, check_unchanged
 from extraction.cuts import ShotFrames
 from extraction.motion.cotracker3.weights import Weights
 from extraction.partial import PartialError, PartialFile, PartialWriter
 from extraction.process_video import process_video
 from extraction.shard_writer import ShardVideo, VideoSource, write_shard
 from extraction.stages import StageTimer
+from extraction.tries import counting
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +70,8 @@ class VideoJob:
     """Where the motion is measured, see `process_video`."""
     weights: Weights | None = None
     """Of a tracker that is a network."""
+    store_digest: str | None = None
+    """`commit.store_digest` of the store that the run began with, to notice that it is gone; None leaves that out."""
 
     def failure(self, stage: str, error: BaseException, tries: int = 1) -> Failure:
         """The record of this job's failure."""
@@ -93,11 +107,32 @@ class ShardJob:
     entries: tuple[VideoEntry, ...]
     recipe: Recipe
     software: dict[str, str]
+    store_digest: str | None = None
+    """See `VideoJob`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckJob:
+    """Read a complete shard back: which of its videos are damaged?"""
+
+    store: Path
+    shard: int
+    entries: tuple[VideoEntry, ...]
+    root: Path | None
+    """Where the videos are, if they are to be compared with the ones that were extracted; else None."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckResult:
+    """What is wrong with a shard, and the places of the videos that have to be extracted again."""
+
+    problems: tuple[str, ...]
+    damaged: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """What came of a shard: `damaged` are the places of videos whose partial files had to be thrown away."""
+    """What came of a shard: `damaged` are the places of videos that have to be extracted again first."""
 
     num_videos: int = 0
     num_failures: int = 0
@@ -105,15 +140,21 @@ class ShardResult:
     seconds: float = 0.0
 
 
-Job = VideoJob | ShardJob
-Result = VideoResult | ShardResult
+Job = VideoJob | ShardJob | CheckJob
+Result = VideoResult | ShardResult | CheckResult
 
 
 def run_job(job: Job) -> Result:
     """Do a job in this process."""
     # One worker, one thread: workers share the machine, and a sum's order, hence its last bit, stays the same.
     cv2.setNumThreads(1)
-    return extract_video(job) if isinstance(job, VideoJob) else assemble_shard(job)
+    match job:
+        case VideoJob():
+            return extract_video(job)
+        case ShardJob():
+            return assemble_shard(job)
+        case CheckJob():
+            return check_shard(job)
 
 
 def extract_video(job: VideoJob) -> VideoResult:
@@ -123,8 +164,13 @@ def extract_video(job: VideoJob) -> VideoResult:
     """
     timer, begun = StageTimer(), time.perf_counter()
     folder = ShardFolder(job.store, job.shard)
-    with _giving_up(job, folder, timer):
-        return _extract_video(job, folder, timer, begun)
+    try:
+        check_unchanged(job.store, job.store_digest)
+        with counting(folder.tries_path(job.place)), _giving_up(job, folder, timer):
+            return _extract_video(job, folder, timer, begun)
+    except OSError:
+        check_unchanged(job.store, job.store_digest)  # says more than that some file is not there
+        raise
 
 
 class VideoStalledError(Exception):
@@ -180,10 +226,13 @@ def _extract_video(job: VideoJob, folder: ShardFolder, timer: StageTimer, begun:
 
 
 def _extract(job: VideoJob, path: Path, timer: StageTimer) -> tuple[int, int]:
-    recipe = job.recipe
+    recipe, file = job.recipe, job.root / job.entry.path
     assert recipe.start_stride is not None
     with timer("decode"):
-        video = Video(job.root / job.entry.path, recipe.short_side)
+        check_file(file)
+        file_bytes, file_crc32 = size_and_crc32(file)
+        before = file.stat()
+        video = Video(file, recipe.short_side)
     grid = grid_size(video.frame_size, recipe.grid_stride)
     if 0 in grid or min(video.frame_size) < _SMALLEST_SIDE:
         height, width = video.frame_size
@@ -201,6 +250,9 @@ def _extract(job: VideoJob, path: Path, timer: StageTimer) -> tuple[int, int]:
             raise VideoTooShortError(
                 video.path, f"{video.decoded_frames} frames; a trajectory of {steps} needs {least + 1}"
             )
+        after = file.stat()
+        if (after.st_size, after.st_mtime_ns, after.st_ino) != (file_bytes, before.st_mtime_ns, before.st_ino):
+            raise VideoChangedError(file, "was written to while it was read; extract it again when it is whole")
         with timer("write"):
             writer.finish(
                 VideoMeta(
@@ -214,61 +266,96 @@ def _extract(job: VideoJob, path: Path, timer: StageTimer) -> tuple[int, int]:
                     grid_size=grid,
                     num_starts=writer.num_rows,
                     cuts=tuple(frames.cuts),
+                    file_bytes=file_bytes,
+                    file_crc32=file_crc32,
                 )
             )
     return video.decoded_frames, writer.num_rows
 
 
 def assemble_shard(job: ShardJob) -> ShardResult:
-    """Write the shard from its partial files and, where it was complete before, from its former self.
+    """Write a shard out of its partial files, and put it in place.
 
-    A damaged partial file is thrown away and reported: its video has to be extracted again.
+    Videos that were done in an earlier commit of the shard (failures are tried again, or damage is mended) are taken
+    from there. A shard that another worker has put in place already is left as it is. Where something of it cannot be
+    read, nothing is written: `damaged` in the result says what to extract again.
     """
     begun = time.perf_counter()
     folder = ShardFolder(job.store, job.shard)
-    if folder.roll_forward():  # a worker was lost in the middle of putting it in place
+    check_unchanged(job.store, job.store_digest)
+    if folder.roll_forward() or (folder.is_complete and not folder.partial_path.exists()):
         return ShardResult(
             num_videos=TrackShard(folder.complete_path, job.recipe).num_videos,
             num_failures=len(read_failures(job.store, job.shard)),
         )
-    former: dict[int, VideoSource] = {}
-    former_failures: dict[int, Failure] = {}
-    if folder.is_complete:
-        shard = TrackShard(folder.complete_path, job.recipe)
-        former = {meta.index: ShardVideo(shard, number) for number, meta in enumerate(shard.metas)}
-        former_failures = {failure.index: failure for failure in read_failures(job.store, job.shard)}
+    former, former_failures = _former(folder, job.recipe)
+    partial = folder.partial_names()
     sources: list[VideoSource] = []
     failures: list[Failure] = []
     damaged: list[int] = []
     for place, entry in enumerate(job.entries):
-        if folder.tracks_path(place).exists():
+        failure = folder.read_failed(place) if folder.failed_path(place).name in partial else None
+        if folder.tracks_path(place).name in partial:
             try:
                 sources.append(PartialFile(folder.tracks_path(place)))
             except PartialError as error:
                 logger.warning("%s; its video is extracted again", error)
                 damaged.append(place)
-        elif entry.index in former:
+        elif failure is None and entry.index in former:
             sources.append(former[entry.index])
+        elif failure is not None or entry.index in former_failures:
+            failures.append(failure or former_failures[entry.index])
         else:
-            failure = folder.read_failed(place) or former_failures.get(entry.index)
-            if failure is None:
-                raise AssertionError(f"{entry.path} is neither done nor failed")
-            failures.append(failure)
+            damaged.append(place)
     if not damaged:
         staging = folder.staging_path()
         try:
-            write_shard(staging / "shard.zarr", job.shard, sources, job.recipe, job.software)
+            write_shard(
+                staging / "shard.zarr",
+                job.shard,
+                sources,
+                job.recipe,
+                job.software,
+                {"failures": failures_seal(failures)},
+            )
+            check_unchanged(job.store, job.store_digest)
             folder.commit(staging, failures)
         except PartialError as error:
             logger.warning("%s; its video is extracted again", error)
             damaged = [p for p in range(len(job.entries)) if folder.tracks_path(p) == error.path]
+        except StoreError as error:
+            logger.warning("%s; its videos are extracted again", error)
+            check = CheckJob(store=job.store, shard=job.shard, entries=job.entries, root=None)
+            damaged = list(check_shard(check).damaged) or list(range(len(job.entries)))
         finally:
             shutil.rmtree(staging, ignore_errors=True)  # gone already, if the shard is in place
     for place in damaged:
-        folder.tracks_path(place).unlink()
+        folder.tracks_path(place).unlink(missing_ok=True)
     return ShardResult(
         num_videos=len(sources),
         num_failures=len(failures),
         damaged=tuple(damaged),
         seconds=time.perf_counter() - begun,
     )
+
+
+def _former(folder: ShardFolder, recipe: Recipe) -> tuple[dict[int, VideoSource], dict[int, Failure]]:
+    """The videos and failures of the shard as it was committed before, by their index in the list; what of it cannot be
+    read is not among them.
+    """
+    former: dict[int, VideoSource] = {}
+    failures: dict[int, Failure] = {}
+    if folder.is_complete:
+        with contextlib.suppress(StoreError):
+            shard = TrackShard(folder.complete_path, recipe)
+            former = {meta.index: ShardVideo(shard, number) for number, meta in enumerate(shard.metas)}
+        with contextlib.suppress(ValueError, OSError):
+            failures = {failure.index: failure for failure in read_failures(folder.store, folder.shard)}
+    return former, failures
+
+
+def check_shard(job: CheckJob) -> CheckResult:
+    """Read a complete shard back. Raises StoreError where it is the store itself that cannot be read."""
+    damage = shard_damage(TrackStore(job.store), job.shard, job.root)
+    damaged = [p for p, entry in enumerate(job.entries) if damage.videos is None or entry.index in damage.videos]
+    return CheckResult(problems=tuple(damage.problems), damaged=tuple(damaged))

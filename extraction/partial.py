@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from data_specs.schema import VideoMeta
 from extraction.process_video import EncodedRow
 
+_ANY_TIME = (1980, 1, 1, 0, 0, 0)
 _BLOCK_BYTES = 16 << 20
 _BLOSC = numcodecs.blosc.Blosc(cname="zstd", clevel=1, shuffle=numcodecs.blosc.Blosc.BITSHUFFLE)
 
@@ -63,7 +64,7 @@ class PartialWriter:
     def finish(self, meta: VideoMeta) -> None:
         """Write what is pending, and the video's metadata as the last member."""
         self._flush()
-        self._zip.writestr("video.json", json.dumps(dataclasses.asdict(meta)))
+        self._write("video.json", json.dumps(dataclasses.asdict(meta)).encode())
 
     def _flush(self) -> None:
         if not self._pending:
@@ -71,10 +72,14 @@ class PartialWriter:
         for name in self._pending[0]:
             buffer = io.BytesIO()
             np.save(buffer, np.concatenate([row[name] for row in self._pending]), allow_pickle=False)
-            self._zip.writestr(f"{name}/{self._blocks:06d}", _BLOSC.encode(buffer.getvalue()))
+            self._write(f"{name}/{self._blocks:06d}", _BLOSC.encode(buffer.getvalue()))
         self.num_bytes += self._pending_bytes
         self._blocks += 1
         self._pending, self._pending_bytes = [], 0
+
+    def _write(self, name: str, data: bytes) -> None:
+        # not the clock's time: zip holds none before 1980, where a machine without a battery begins
+        self._zip.writestr(zipfile.ZipInfo(name, _ANY_TIME), data)
 
 
 class PartialFile:

@@ -13,7 +13,7 @@ import numpy as np
 
 from data_specs.container import read_header
 from data_specs.dataset import VideoEntry, VideoList
-from data_specs.failures import read_failures
+from data_specs.failures import Failure, read_failures
 from data_specs.geometry import grid_size, start_frames, tracked_size
 from data_specs.recipe import Recipe
 from data_specs.schema import array_specs
@@ -21,6 +21,7 @@ from data_specs.track_store import StoreInfo
 from extraction.commit import ShardFolder
 from extraction.motion.cotracker3.weights import network_versions
 from extraction.motion.gpu.device import device_versions
+from extraction.tries import NO_TRIES, Tries, read_tries
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +32,12 @@ _SAMPLE = 20
 
 @dataclasses.dataclass(frozen=True)
 class Todo:
-    """A video to extract: its place in the shard, and how often it was tried before."""
+    """A video to extract: its place in the shard, how often it failed before, and the tries that were lost since."""
 
     place: int
     entry: VideoEntry
     attempts: int
+    tries: Tries = NO_TRIES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +49,29 @@ class ShardPlan:
     todo: tuple[Todo, ...]
     failed: int
     complete: bool
-    recovered: int
-    """Videos that failed before and have been extracted since, but are not in the shard yet."""
+    recovered: int = 0
+    """Videos that have been extracted since the shard was complete, but are not in it yet."""
+    damage: tuple[str, ...] = ()
+    """What is wrong with a complete shard, by the names and sizes of its files."""
+    verify: bool = False
+    """Whether a complete shard is to be read back."""
+    leftovers: bool = False
+    """Whether a run that was killed left files that are not needed any more."""
 
     @property
     def needs_assembly(self) -> bool:
         """Whether the shard has to be written once its videos are done."""
-        return not self.complete or bool(self.todo) or bool(self.recovered)
+        return not self.complete or bool(self.todo) or bool(self.recovered) or bool(self.damage)
+
+    @property
+    def needs_check(self) -> bool:
+        """Whether it is to be found out which of a complete shard's videos are damaged."""
+        return self.verify or bool(self.damage)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do."""
+        return not self.needs_assembly and not self.needs_check and not self.leftovers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,28 +130,52 @@ def store_info(
 
 
 def plan_shards(
-    store: Path, videos: VideoList, num_shards: int, shards: Sequence[int], *, retry_failed: bool
+    store: Path, videos: VideoList, num_shards: int, shards: Sequence[int], *, retry_failed: bool, verify: bool = False
 ) -> list[ShardPlan]:
-    """Look at what the store holds already. Done videos are never done again; failed ones with `retry_failed`."""
-    return [_plan_shard(store, shard, videos.shard(shard, num_shards), retry_failed) for shard in shards]
+    """Look at what the store holds already. Done videos are never done again; failed ones with `retry_failed`.
+
+    verify: complete shards are to be read back.
+    """
+    return [_plan_shard(store, shard, videos.shard(shard, num_shards), retry_failed, verify) for shard in shards]
 
 
-def _plan_shard(store: Path, shard: int, entries: tuple[VideoEntry, ...], retry_failed: bool) -> ShardPlan:
+def _plan_shard(
+    store: Path, shard: int, entries: tuple[VideoEntry, ...], retry_failed: bool, verify: bool
+) -> ShardPlan:
     folder = ShardFolder(store, shard)
-    complete = folder.is_complete
-    listed = {failure.index: failure for failure in read_failures(store, shard)} if complete else {}
+    complete, damage = folder.is_complete, []
+    listed: dict[int, Failure] = {}
+    if complete:
+        damage = list(folder.problems())
+        try:
+            listed = {failure.index: failure for failure in read_failures(store, shard)}
+        except (OSError, ValueError) as error:
+            damage.append(str(error))
+    partial = folder.partial_names()
     todo, failed, recovered = [], 0, 0
     for place, entry in enumerate(entries):
-        if complete and entry.index not in listed:
-            continue
-        if folder.tracks_path(place).exists():
+        if folder.tracks_path(place).name in partial:
             recovered += complete
             continue
-        failure = folder.read_failed(place) or listed.get(entry.index)
+        if complete and entry.index not in listed:
+            continue
+        failure = folder.read_failed(place) if folder.failed_path(place).name in partial else None
+        failure = failure or listed.get(entry.index)
         failed += failure is not None
         if failure is None or retry_failed:
-            todo.append(Todo(place, entry, failure.attempts if failure else 0))
-    return ShardPlan(shard, entries, tuple(todo), failed, complete, recovered)
+            tries = read_tries(folder.tries_path(place)) if folder.tries_path(place).name in partial else NO_TRIES
+            todo.append(Todo(place, entry, failure.attempts if failure else 0, tries))
+    return ShardPlan(
+        shard,
+        entries,
+        tuple(todo),
+        failed,
+        complete,
+        recovered,
+        tuple(damage),
+        verify=complete and verify,
+        leftovers=complete and bool(partial),
+    )
 
 
 def parse_shards(text: str | None, num_shards: int) -> list[int]:

@@ -42,6 +42,12 @@ class Progress:
                 self._done, self._videos, self._failed, self._rate(), eta,
             )  # fmt: skip
 
+    def expect(self, more: int) -> None:
+        """Count on so many more videos."""
+        self._videos += more
+        if self._bar is not None:
+            self._bar.total = self._videos
+
     def shard_done(self, shard: int, result: ShardResult) -> None:
         """Report a shard that is in place."""
         self._say(f"shard {shard} complete: {result.num_videos} videos, {result.num_failures} failed")

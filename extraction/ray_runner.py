@@ -94,6 +94,12 @@ class RayExecutor:
         self._free: list[_Worker] = []
         self._calls: dict[Any, tuple[_Worker, Job | None]] = {}  # None: it is starting
         self._failed_starts = 0
+        self.stopping: Callable[[], bool] = lambda: False
+
+    @property
+    def working(self) -> int:
+        """See `Executor`."""
+        return sum(job is not None for _, job in self._calls.values())
 
     def submit(self, job: Job) -> None:
         """See `Executor`."""
@@ -129,6 +135,8 @@ class RayExecutor:
         ray.shutdown()
 
     def _hand_out(self) -> None:
+        if self.stopping():
+            return
         while self._waiting and self._free:
             worker, job = self._free.pop(), self._waiting.popleft()
             worker.jobs += 1

@@ -1,24 +1,36 @@
 """The driver: hands out the videos, assembles each shard as its last video is done, and counts what came of it."""
 
+import contextlib
 import dataclasses
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from data_specs.failures import Failure
 from data_specs.recipe import Recipe
 from extraction.commit import ShardFolder
-from extraction.jobs import Job, Result, ShardJob, ShardResult, VideoJob, VideoResult, run_job
+from extraction.jobs import (
+    CheckJob,
+    CheckResult,
+    Job,
+    Result,
+    ShardJob,
+    ShardResult,
+    VideoJob,
+    VideoResult,
+    run_job,
+)
 from extraction.motion.cotracker3.weights import Weights
 from extraction.plan import ShardPlan
 from extraction.progress import Progress
+from extraction.tries import Tries, count_lost, forgive
 
 logger = logging.getLogger(__name__)
 
 MAX_TRIES = 3
-"""How often a video that takes its worker process with it is tried in one run."""
+"""How often a video, or a shard, that takes its worker process with it is tried."""
 
 
 class WorkerLostError(Exception):
@@ -26,9 +38,14 @@ class WorkerLostError(Exception):
 
 
 class Executor(Protocol):
-    """Runs jobs somewhere. `slots`: how many at a time."""
+    """Runs jobs somewhere. `slots`: how many at a time. `stopping`: once that is true, no job is begun any more."""
 
     slots: int
+    stopping: Callable[[], bool]
+
+    @property
+    def working(self) -> int:
+        """How many jobs have been begun and are not finished."""
 
     def submit(self, job: Job) -> None:
         """Take a job; it runs as soon as there is room."""
@@ -37,16 +54,18 @@ class Executor(Protocol):
         """Wait until any job is finished. Errors that are not the video's own (a full disk) are raised."""
 
     def close(self) -> None:
-        """Stop; jobs that still run are given up."""
+        """Stop; jobs that still run are given up. May be called again."""
 
 
 class LocalExecutor:
     """Runs jobs one after the other in this process."""
 
     slots = 1
+    working = 0  # between two calls
 
     def __init__(self) -> None:
         self._jobs: deque[Job] = deque()
+        self.stopping: Callable[[], bool] = lambda: False
 
     def submit(self, job: Job) -> None:
         """See `Executor`."""
@@ -85,108 +104,232 @@ class RunSummary:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What all jobs of a run have in common."""
+
+    store: Path
+    store_digest: str
+    """See `commit.store_digest`."""
+    root: Path
+    recipe: Recipe
+    software: dict[str, str]
+    stall_seconds: float
+    max_tries: int = MAX_TRIES
+    device: str = "cpu"
+    weights: Weights | None = None
+    compare_videos: bool = False
+    """Whether a check of complete shards also looks for videos that have changed since they were extracted."""
+
+    def video_job(self, plan: ShardPlan, place: int, attempts: int) -> VideoJob:
+        """The job of one video of the shard, which has failed so often before."""
+        return VideoJob(
+            store=self.store,
+            shard=plan.shard,
+            place=place,
+            entry=plan.entries[place],
+            root=self.root,
+            recipe=self.recipe,
+            attempts=attempts,
+            store_digest=self.store_digest,
+            stall_seconds=self.stall_seconds,
+            device=self.device,
+            weights=self.weights,
+        )
+
+    def shard_job(self, plan: ShardPlan) -> ShardJob:
+        """The job of putting the shard together."""
+        return ShardJob(
+            store=self.store,
+            shard=plan.shard,
+            entries=plan.entries,
+            recipe=self.recipe,
+            software=self.software,
+            store_digest=self.store_digest,
+        )
+
+    def check_job(self, plan: ShardPlan) -> CheckJob:
+        """The job of finding out what of the shard is damaged."""
+        root = self.root if self.compare_videos else None
+        return CheckJob(store=self.store, shard=plan.shard, entries=plan.entries, root=root)
+
+
 def run(
     plans: Sequence[ShardPlan],
     executor: Executor,
-    *,
-    store: Path,
-    root: Path,
-    recipe: Recipe,
-    software: dict[str, str],
-    stall_seconds: float,
+    settings: RunSettings,
     progress: Progress,
-    device: str = "cpu",
-    weights: Weights | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> RunSummary:
-    """Do everything in `plans`; returns when every shard in it is complete."""
-    summary = RunSummary()
-    by_shard = {plan.shard: plan for plan in plans}
-    left = {plan.shard: len(plan.todo) for plan in plans if plan.needs_assembly}
-    tries: dict[tuple[int, int], int] = {}
+    """Do everything in `plans`; returns when its shards are complete or, once `stopping()`, when nothing is at work.
 
-    def video_job(shard: int, place: int, attempts: int) -> VideoJob:
-        entry = by_shard[shard].entries[place]
-        return VideoJob(
-            store=store,
-            shard=shard,
-            place=place,
-            entry=entry,
-            root=root,
-            recipe=recipe,
-            attempts=attempts,
-            stall_seconds=stall_seconds,
-            device=device,
-            weights=weights,
-        )
+    Whatever ends it before that closes the executor; what was at work then counts as no try.
+    """
+    driver = _Driver(plans, executor, settings, progress)
+    executor.stopping = stopping
+    try:
+        while driver.queue or driver.handed_out:
+            if stopping() and not executor.working:
+                break
+            if not stopping():
+                driver.hand_out()
+            driver.take(*executor.next_result(), stopping())
+    except BaseException:
+        executor.close()
+        driver.forgive()
+        raise
+    return driver.summary
 
-    def shard_job(shard: int) -> ShardJob:
-        entries = by_shard[shard].entries
-        return ShardJob(store=store, shard=shard, entries=entries, recipe=recipe, software=software)
 
-    # shards that are finished go first: they free their partial files
-    queue: deque[Job] = deque(shard_job(shard) for shard, count in left.items() if count == 0)
-    queue.extend(video_job(plan.shard, item.place, item.attempts) for plan in plans for item in plan.todo)
-    running = 0
-    while queue or running:
-        # a small backlog keeps the workers busy while the driver looks at a result
-        while queue and running < 2 * executor.slots:
-            executor.submit(queue.popleft())
-            running += 1
-        job, result = executor.next_result()
-        running -= 1
+class _Driver:
+    """The state of a run: what is to do, what is being done, what each shard still waits for."""
+
+    def __init__(
+        self, plans: Sequence[ShardPlan], executor: Executor, settings: RunSettings, progress: Progress
+    ) -> None:
+        self.executor, self.settings, self.progress = executor, settings, progress
+        self.summary = RunSummary()
+        self.handed_out: dict[_Key, Job] = {}
+        self._plans = {plan.shard: plan for plan in plans}
+        self._left = {plan.shard: len(plan.todo) + plan.needs_check for plan in plans}
+        self._lost: dict[_Key, int] = {}
+        # shards that are finished go first: they free their partial files
+        self.queue: deque[Job] = deque()
+        for plan in plans:
+            if plan.needs_check:
+                self.queue.append(settings.check_job(plan))
+            elif not plan.todo:
+                self.queue.append(settings.shard_job(plan))
+        todo = [(plan, item) for plan in plans for item in plan.todo]
+        # last, those that were at work when a worker or a run was lost: whatever they do, the others are done then
+        for plan, item in sorted(todo, key=lambda pair: (pair[1].tries.lost, pair[1].tries.ended)):
+            job = settings.video_job(plan, item.place, item.attempts)
+            if item.tries.are_spent(settings.max_tries):
+                self._count(job, self._give_up(job, item.tries))
+            else:
+                self.queue.append(job)
+
+    def hand_out(self) -> None:
+        """Give the executor what it has room for, and a backlog that keeps it busy while a result is looked at."""
+        while self.queue and len(self.handed_out) < 2 * self.executor.slots:
+            job = self.queue.popleft()
+            self.handed_out[_key(job)] = job
+            self.executor.submit(job)
+
+    def take(self, job: Job, result: Result | WorkerLostError, is_stopping: bool) -> None:
+        """Look at what came of a job, and queue what follows from it."""
+        del self.handed_out[_key(job)]
         if isinstance(result, WorkerLostError):
-            failure = _recorded(job, store)
-            if failure is None:
-                again = _lost(job, result, tries)
-                if again is not None:
-                    queue.appendleft(again)
-                    continue
-                assert isinstance(job, VideoJob)
-                failure = job.failure("worker", result, tries=MAX_TRIES)
-                ShardFolder(store, job.shard).write_failed(job.place, failure)
-            result = VideoResult(failure=failure)
+            if is_stopping and self._recorded(job) is None:
+                self._forgive(job)  # its worker was sent the signal too
+            elif isinstance(job, VideoJob):
+                self._take_lost_video(job, result)
+            else:
+                self._take_lost(job, result)
+            return
+        match job, result:
+            case VideoJob(), VideoResult():
+                self._count(job, result)
+            case CheckJob(), CheckResult():
+                self._take_check(job, result)
+            case ShardJob(), ShardResult():
+                self._take_shard(job, result)
+            case _:
+                raise AssertionError(f"{type(result).__name__} of {type(job).__name__}")
+
+    def forgive(self) -> None:
+        """Take back the tries of what was at work, or about to be, when the run itself gave up."""
+        for job in self.handed_out.values():
+            self._forgive(job)
+
+    def _forgive(self, job: Job) -> None:
         if isinstance(job, VideoJob):
-            assert isinstance(result, VideoResult)
-            summary.add(result)
-            progress.video_done(result)
-            left[job.shard] -= 1
-            if left[job.shard] == 0:
-                queue.appendleft(shard_job(job.shard))
+            with contextlib.suppress(OSError):  # what ended the run may be the store
+                forgive(self._folder(job).tries_path(job.place))
+
+    def _folder(self, job: Job) -> ShardFolder:
+        return ShardFolder(self.settings.store, job.shard)
+
+    def _count(self, job: VideoJob, result: VideoResult) -> None:
+        self.summary.add(result)
+        self.progress.video_done(result)
+        self._one_done(job.shard)
+
+    def _one_done(self, shard: int) -> None:
+        self._left[shard] -= 1
+        if self._left[shard] == 0:
+            self.queue.appendleft(self.settings.shard_job(self._plans[shard]))
+
+    def _take_check(self, job: CheckJob, result: CheckResult) -> None:
+        folder, plan = self._folder(job), self._plans[job.shard]
+        for problem in result.problems:
+            logger.warning("%s", problem)
+        todo, partial = {item.place for item in plan.todo}, folder.partial_names()
+        again = [p for p in result.damaged if p not in todo and folder.tracks_path(p).name not in partial]
+        if result.problems or plan.needs_assembly:
+            logger.warning("shard %d is mended; %d of its videos are extracted again", job.shard, len(again))
+            self._extract_again(job.shard, again)
+            self._one_done(job.shard)
+
+    def _extract_again(self, shard: int, places: Sequence[int]) -> None:
+        self._left[shard] += len(places)
+        self.progress.expect(len(places))
+        plan = self._plans[shard]
+        self.queue.extendleft(self.settings.video_job(plan, place, self._attempts(shard, place)) for place in places)
+
+    def _attempts(self, shard: int, place: int) -> int:
+        """How often a video has failed since its shard was last complete, whatever came of it later."""
+        failure = ShardFolder(self.settings.store, shard).read_failed(place)
+        return failure.attempts if failure else 0
+
+    def _take_shard(self, job: ShardJob, result: ShardResult) -> None:
+        if result.damaged:
+            self._extract_again(job.shard, result.damaged)
+            return
+        self.summary.shards += 1
+        self.summary.seconds["assemble"] = self.summary.seconds.get("assemble", 0.0) + result.seconds
+        self.summary.worker_seconds += result.seconds
+        self.progress.shard_done(job.shard, result)
+
+    def _take_lost_video(self, job: VideoJob, error: WorkerLostError) -> None:
+        failure = self._recorded(job)
+        if failure is None:
+            tries = count_lost(self._folder(job).tries_path(job.place))
+            logger.warning(
+                "%s: worker lost, try %d of %d: %s", job.entry.path, tries.lost, self.settings.max_tries, error
+            )
+            if not tries.are_spent(self.settings.max_tries):
+                self.queue.append(job)
+                return
+            self._count(job, self._give_up(job, tries))
         else:
-            assert isinstance(result, ShardResult)
-            if result.damaged:
-                left[job.shard] = len(result.damaged)
-                queue.extendleft(video_job(job.shard, p, _attempts(job.shard, p, store)) for p in result.damaged)
-                continue
-            summary.shards += 1
-            summary.seconds["assemble"] = summary.seconds.get("assemble", 0.0) + result.seconds
-            summary.worker_seconds += result.seconds
-            progress.shard_done(job.shard, result)
-    return summary
+            self._count(job, VideoResult(failure=failure))
+
+    def _give_up(self, job: VideoJob, tries: Tries) -> VideoResult:
+        failure = job.failure("worker", WorkerLostError(str(tries)), tries=tries.lost + tries.ended)
+        self._folder(job).write_failed(job.place, failure)
+        return VideoResult(failure=failure)
+
+    def _recorded(self, job: Job) -> Failure | None:
+        """The failure that a lost worker wrote down before it ended itself over a video that stalled."""
+        if not isinstance(job, VideoJob):
+            return None
+        failure = self._folder(job).read_failed(job.place)
+        return failure if failure is not None and failure.attempts > job.attempts else None
+
+    def _take_lost(self, job: ShardJob | CheckJob, error: WorkerLostError) -> None:
+        what = "its assembly" if isinstance(job, ShardJob) else "the look for damage"
+        lost = self._lost[_key(job)] = self._lost.get(_key(job), 0) + 1
+        logger.warning(
+            "shard %d: %s lost its worker, try %d of %d: %s", job.shard, what, lost, self.settings.max_tries, error
+        )
+        if lost >= self.settings.max_tries:
+            raise WorkerLostError(f"shard {job.shard}: {what} lost its worker {lost} times: {error}")
+        self.queue.appendleft(job)
 
 
-def _attempts(shard: int, place: int, store: Path) -> int:
-    """How often a video has failed since its shard was last complete, whatever came of it later."""
-    failure = ShardFolder(store, shard).read_failed(place)
-    return failure.attempts if failure else 0
+_Key = tuple[type, int, int]
 
 
-def _recorded(job: Job, store: Path) -> Failure | None:
-    """The failure that a lost worker wrote down before it ended itself over a video that stalled."""
-    if isinstance(job, ShardJob):
-        return None
-    failure = ShardFolder(store, job.shard).read_failed(job.place)
-    return failure if failure is not None and failure.attempts > job.attempts else None
-
-
-def _lost(job: Job, error: WorkerLostError, tries: dict[tuple[int, int], int]) -> Job | None:
-    """The job to do again after its worker was lost, or None for a video that has had its tries."""
-    key = (job.shard, job.place if isinstance(job, VideoJob) else -1)
-    tries[key] = tries.get(key, 0) + 1
-    what = job.entry.path if isinstance(job, VideoJob) else f"shard {job.shard}"
-    logger.warning("%s: worker lost, try %d of %d: %s", what, tries[key], MAX_TRIES, error)
-    if tries[key] < MAX_TRIES:
-        return job
-    if isinstance(job, ShardJob):
-        raise WorkerLostError(f"shard {job.shard}: its assembly lost its worker {MAX_TRIES} times: {error}")
-    return None
+def _key(job: Job) -> _Key:
+    return type(job), job.shard, job.place if isinstance(job, VideoJob) else 0

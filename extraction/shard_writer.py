@@ -5,7 +5,7 @@ Each array is written in whole zarr shards, by one writer, and the group's root 
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from data_specs.recipe import Recipe
 from data_specs.schema import FORMAT, STREAMED, VERSION, ArraySpec, VideoMeta, array_specs
+from data_specs.shard_files import sealed
 from data_specs.track_store import TrackShard
 
 logger = logging.getLogger(__name__)
@@ -57,9 +58,17 @@ class ShardVideo:
 
 
 def write_shard(
-    path: Path, shard: int, sources: Sequence[VideoSource], recipe: Recipe, software: dict[str, str]
+    path: Path,
+    shard: int,
+    sources: Sequence[VideoSource],
+    recipe: Recipe,
+    software: dict[str, str],
+    more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a shard to the folder `path`, which must not exist. sources: its videos, in list order."""
+    """Write a shard to the folder `path`, which must not exist. sources: its videos, in list order.
+
+    more: attributes besides those that follow from the videos.
+    """
     metas = [source.meta for source in sources]
     rows_points = np.repeat(
         np.array([m.points_per_start for m in metas], dtype=np.int64), [m.num_starts for m in metas]
@@ -80,19 +89,19 @@ def write_shard(
     group = zarr.open_group(path, mode="r+", zarr_format=3)
     texts = {"id": [m.id for m in metas], "path": [m.path for m in metas]}
     zarr.open_group(path / "video", mode="r+", zarr_format=3).update_attributes(texts)
-    group.update_attributes(
-        {
-            "format": FORMAT,
-            "version": VERSION,
-            "shard": shard,
-            "positions_in": recipe.positions_in,
-            "num_videos": len(metas),
-            "num_starts": num_starts,
-            "num_points": num_points,
-            "num_cuts": num_cuts,
-            "software": software,
-        }
-    )
+    attributes = {
+        "format": FORMAT,
+        "version": VERSION,
+        "shard": shard,
+        "positions_in": recipe.positions_in,
+        "num_videos": len(metas),
+        "num_starts": num_starts,
+        "num_points": num_points,
+        "num_cuts": num_cuts,
+        "software": software,
+        **(more or {}),
+    }
+    group.update_attributes(sealed(path, attributes))
 
 
 def _derived(metas: Sequence[VideoMeta], rows_points: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
@@ -104,6 +113,8 @@ def _derived(metas: Sequence[VideoMeta], rows_points: NDArray[np.int64]) -> dict
     return pairs | {
         "video/index": np.array([m.index for m in metas], dtype=np.int64),
         "video/num_frames": np.array([m.num_frames for m in metas], dtype=np.int32),
+        "video/file_bytes": np.array([m.file_bytes for m in metas], dtype=np.int64),
+        "video/file_crc32": np.array([m.file_crc32 for m in metas], dtype=np.int64),
         "video/fps": np.array([m.fps for m in metas], dtype=np.float32),
         "video/first_start": np.cumsum([0, *(m.num_starts for m in metas)], dtype=np.int64),
         "video/first_cut": np.cumsum([0, *(len(m.cuts) for m in metas)], dtype=np.int64),

@@ -66,7 +66,7 @@ def unlucky(monkeypatch):
 
     def extract_with(lose, clips, store, *more, seed=0):
         executor = UnluckyExecutor(lose, seed)
-        monkeypatch.setattr(cli, "LocalExecutor", lambda: executor)
+        monkeypatch.setattr("extraction.extract.LocalExecutor", lambda: executor)
         return extract(clips, store, *more), executor
 
     return extract_with

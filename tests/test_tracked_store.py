@@ -12,6 +12,7 @@ import pytest
 import tensorstore
 import zarr
 from conftest import REPOSITORY
+from stores import seal_again
 from tracked_stores import TRACKMAE, Film, make_tracked_store
 
 from data_specs.geometry import inside_frame
@@ -144,6 +145,7 @@ def rewrite(store, name, change, shard=0):
     values = array[:]
     change(values)
     array[:] = values
+    seal_again(store / "shards" / f"{shard:05d}.zarr")
 
 
 def problems_of(store):

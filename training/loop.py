@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import torch
 
+from data_specs.interrupts import Interrupts
 from training import checkpoint
 from training.distributed import Group, barrier, gather_objects
-from training.interrupts import Interrupts
 from training.optim import CosineLRScheduler, load_optimizer_state
 from training.random_states import random_states, restore_random_states, seed_rank
 from training.run_log import RunLog

@@ -16,6 +16,7 @@ import jsonargparse
 import torch
 
 from data_specs.durable import write_file
+from data_specs.interrupts import EXIT_INTERRUPTED
 from data_specs.track_store import StoreError
 from training import checkpoint
 from training.assembly import Choices, build_task
@@ -31,8 +32,7 @@ from training.task import Precision, Settings, Task
 
 logger = logging.getLogger(__name__)
 
-EXIT_DONE, EXIT_STOPPED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 75
-"""75 is sysexits.h's EX_TEMPFAIL: try again."""
+EXIT_DONE, EXIT_STOPPED, EXIT_USAGE = 0, 1, 2
 _LARGEST_SEED = 2**63 - 1  # of PyTorch's generators
 _SOFTWARE = ("motion-targets", "torch", "timm", "numpy", "zarr", "decord2")
 

@@ -1,0 +1,84 @@
+"""The files of a shard, sealed: their sizes and checksums stand in its root metadata, so that any damage is found.
+
+Chunks carry checksums of their own, which every zarr reader checks; this also covers metadata, and files that are
+missing or were cut off. A look at the sizes alone is quick enough for every run.
+"""
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+_ROOT = "zarr.json"
+_BLOCK = 1 << 20
+
+
+def sealed(path: Path, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The root attributes of the shard at `path`, with those that seal it; all its other files must be there already.
+
+    `files`: [bytes, CRC-32] of every other file by its path; `crc32`: that of all the other attributes, as compact JSON
+    with sorted keys.
+    """
+    files = {name: list(size_and_crc32(path / name)) for name in sorted(_names(path))}
+    attributes = {**attributes, "files": files}
+    return {**attributes, "crc32": _crc32(attributes)}
+
+
+def attribute_problems(path: Path, attributes: Mapping[str, Any]) -> Iterator[str]:
+    """Whether the root attributes are as they were written. Nothing to say of shards from before 0.4."""
+    if "crc32" not in attributes:
+        return
+    found = _crc32({key: value for key, value in attributes.items() if key != "crc32"})
+    if found != attributes["crc32"]:
+        yield f"{path}/{_ROOT}: the attributes' CRC-32 is {found}, must be {attributes['crc32']}: they were damaged"
+
+
+def file_problems(path: Path, attributes: Mapping[str, Any], *, contents: bool) -> Iterator[str]:
+    """Files that are missing, too many, of another size or, with `contents`, that hold other bytes than were written.
+
+    attributes: the shard's; from before 0.4 they do not tell of its files, and there is nothing to say.
+    """
+    files = attributes.get("files")
+    if not isinstance(files, dict):
+        return
+    there = _names(path)
+    for name in sorted(files.keys() | there.keys()):
+        if name not in files:
+            yield f"{path}/{name}: is not one of the shard's files"
+        elif name not in there:
+            yield f"{path}/{name}: is missing"
+        elif there[name] != files[name][0]:
+            yield f"{path}/{name}: has {there[name]} bytes, must have {files[name][0]}"
+        elif contents and (found := size_and_crc32(path / name)[1]) != files[name][1]:
+            yield f"{path}/{name}: its CRC-32 is {found}, must be {files[name][1]}: it was damaged"
+
+
+def read_attributes(path: Path) -> dict[str, Any]:
+    """A shard's root attributes, without zarr. Raises OSError or ValueError where they cannot be read."""
+    document = json.loads((path / _ROOT).read_text(encoding="utf-8"))
+    if not isinstance(document, dict) or not isinstance(document.get("attributes"), dict):
+        raise ValueError(f"{path}/{_ROOT}: has no attributes")
+    return dict(document["attributes"])
+
+
+def size_and_crc32(path: Path) -> tuple[int, int]:
+    """Bytes of a file, and their CRC-32."""
+    size = checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            size, checksum = size + len(block), zlib.crc32(block, checksum)
+    return size, checksum
+
+
+def _names(path: Path) -> dict[str, int]:
+    """Bytes of every file below `path` but for the root's metadata, by its relative path."""
+    return {
+        file.relative_to(path).as_posix(): file.stat().st_size
+        for file in path.rglob("*")
+        if file.is_file() and file != path / _ROOT
+    }
+
+
+def _crc32(attributes: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(attributes, sort_keys=True, separators=(",", ":")).encode())

@@ -1,0 +1,41 @@
+"""How a run is asked to end: SIGTERM and SIGUSR1, some time before whoever sends them ends it by force."""
+
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from data_specs.interrupts import Interrupts
+
+logger = logging.getLogger(__name__)
+
+
+class GraceOverError(BaseException):
+    """The time is over that videos at work were given. As with Ctrl-C, no handler of a video's errors sees it."""
+
+
+@contextmanager
+def stopping_on_signals(grace_seconds: float) -> Iterator[Callable[[], bool]]:
+    """Give a function that says whether the run has been asked to end; GraceOverError is raised so much later.
+
+    That is raised wherever the process then is, between two instructions of Python.
+    """
+
+    def begin_grace() -> None:
+        logger.warning(
+            "%s: no video is begun any more; those at work have %g s, then they are left to the next run",
+            interrupts.received, grace_seconds,
+        )  # fmt: skip
+        signal.setitimer(signal.ITIMER_REAL, max(grace_seconds, 1e-3))
+
+    def end_grace(number: int, frame: FrameType | None) -> None:
+        raise GraceOverError
+
+    before = signal.signal(signal.SIGALRM, end_grace)
+    try:
+        with Interrupts(begin_grace) as interrupts:
+            yield lambda: interrupts.received is not None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
