@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ from data_specs.dataset import DatasetError, VideoList, dataset_names, load_vide
 from data_specs.interrupts import EXIT_INTERRUPTED
 from data_specs.recipe import Flow, Recipe, RecipeError, load_recipe, recipe_names
 from data_specs.track_store import StoreError
+from extraction.array_plan import add_plan_options, array_line, check_plan_options
 from extraction.commit import begin_store, check_store
 from extraction.extract import Extraction, extract
 from extraction.motion.cotracker3.weights import OFFLINE_WINDOW, CoTrackerError, Weights, check_package, find_weights
@@ -32,7 +33,8 @@ def build_parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(
         prog="extract-tracks",
         description="Extract the motion trajectories of a list of videos into a track store. Run the same command "
-        "again after an interruption: what is done is not done again.",
+        "again after an interruption: what is done is not done again. `extract-tracks plan` with the same options "
+        "prints the sbatch line for what is left.",
         epilog="Exit status: 0 all done, 1 some videos failed (inspect-tracks STORE --failures names them), "
         "2 usage error or nothing done, 75 not finished (SIGTERM, SIGUSR1, or another run works on some shards): "
         "the same command goes on.",
@@ -126,9 +128,19 @@ def build_parser() -> jsonargparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    options = build_parser().parse_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    planning = arguments[:1] == ["plan"]
+    parser = build_parser()
+    if planning:
+        arguments = arguments[1:]
+        add_plan_options(parser)
+    options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
+        if planning:
+            check_plan_options(options)
+            options.dry_run = True
+            return extract_tracks(options, lambda plans: array_line(plans, options, arguments))
         return extract_tracks(options)
     except (DatasetError, RecipeError, StoreError, ValueError) as error:
         sys.stderr.write(f"extract-tracks: {error}\n")
@@ -141,8 +153,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_SOME_FAILED
 
 
-def extract_tracks(options: jsonargparse.Namespace) -> int:
-    """Do what the parsed options say; returns the exit status. Raises ValueError or OSError with the way out."""
+def extract_tracks(options: jsonargparse.Namespace, report: Callable[[Sequence[ShardPlan]], str] | None = None) -> int:
+    """Do what the parsed options say; returns the exit status. Raises ValueError or OSError with the way out.
+
+    report: what a dry run prints of its plans, in place of `describe`.
+    """
     for name, least in [
         ("shards", 1), ("workers", 0), ("limit", 1), ("start_stride", 1), ("stall_seconds", 1), ("workers_per_gpu", 1),
         ("max_tries", 1), ("grace_seconds", 0),
@@ -167,8 +182,9 @@ def extract_tracks(options: jsonargparse.Namespace) -> int:
     info = store_info(videos, recipe, options.shards, device, weights_sha256=weights.sha256 if weights else None)
     if options.dry_run:
         check_store(store, info)
-        plans = plan_shards(store, videos, options.shards, shards, retry_failed=options.retry_failed)
-        sys.stdout.write(describe(plans, videos, recipe, store))
+        chosen = {"retry_failed": options.retry_failed, "verify": options.verify}
+        plans = plan_shards(store, videos, options.shards, shards, **chosen)
+        sys.stdout.write(report(plans) if report else describe(plans, videos, recipe, store))
         return EXIT_DONE
     begin_store(store, info)
     with stopping_on_signals(options.grace_seconds) as stopping:

@@ -195,7 +195,7 @@ def parse_shards(text: str | None, num_shards: int) -> list[int]:
 
 
 def parse_part(text: str, num_shards: int) -> list[int]:
-    """`1/4` to every fourth shard from 1 on: [1, 5, 9, ...]. Raises ValueError for what is not part I of N, from 0 on."""
+    """`1/4` to every fourth shard from 1 on: [1, 5, 9, ...]. Raises ValueError for what is not I/N with I < N."""
     number, slash, count = text.partition("/")
     if not (slash and number.isdecimal() and count.isdecimal()):
         raise ValueError(f"--part {text}: give I/N, part I of N counted from 0, such as 0/4")

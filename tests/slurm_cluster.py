@@ -1,7 +1,8 @@
 """A Slurm cluster of two nodes on this machine, for the tests: real daemons, in namespaces of their own.
 
-Each node has its own network address, host name, scratch disk and view of the processes, so that it is to Slurm and Ray what a
-machine is. All of it is in one process-id namespace and ends with it: nothing is left behind, however the tests end.
+Each node has its own network address, host name, scratch disk and view of the processes, so that it is to Slurm and Ray
+what a machine is. All of it is in one process-id namespace and ends with it: nothing is left behind, however the tests
+end.
 """
 
 import os
@@ -23,7 +24,8 @@ CPUS = 4
 _PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "scontrol", "unshare", "nsenter", "ip")
 _NAMESPACES = ["unshare", "--net", "--uts", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child=KILL"]
 
-# cred_expire: a requeued job is held for so many seconds, 5 at least, 120 by default; config_overrides: more cores than there are
+# cred_expire: a requeued job is held for so many seconds, at least 5, by default 120; config_overrides: more cores than
+# there are
 _CONFIGURATION = """\
 ClusterName=tests
 SlurmctldHost=ctl(10.77.0.1)
@@ -101,7 +103,8 @@ def why_not() -> str | None:
         return f"not installed: {', '.join(missing)} (Debian's slurm-wlm, munge and iproute2 have them)"
     if os.geteuid() != 0:
         return "Slurm's daemons and namespaces need root"
-    tried = subprocess.run([*_NAMESPACES, "ip", "link", "add", "lan", "type", "bridge"], capture_output=True, text=True)
+    bridge = [*_NAMESPACES, "ip", "link", "add", "lan", "type", "bridge"]
+    tried = subprocess.run(bridge, capture_output=True, text=True, check=False)
     if tried.returncode:
         return f"no namespaces here: {tried.stderr.strip()}"
     return None
@@ -182,7 +185,8 @@ def slurm_cluster(max_array_size: int = 1001) -> Iterator[SlurmCluster]:
             folder=folder,
             max_array_size=max_array_size,
             nodes="\n".join(
-                f"NodeName={name} NodeAddr={addresses[name]} CPUs={CPUS} RealMemory=16000 State=UNKNOWN" for name in NODES
+                f"NodeName={name} NodeAddr={addresses[name]} CPUs={CPUS} RealMemory=16000 State=UNKNOWN"
+                for name in NODES
             ),
         )
     )
