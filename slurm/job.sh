@@ -5,14 +5,18 @@
 
 . "$here/env.sh"
 PATH="${MOTION_TARGETS_BIN:+$MOTION_TARGETS_BIN:}$PATH"
-# each job has a Ray of its own
-unset RAY_ADDRESS
 
 say() { echo "$(date '+%F %T') ${SLURM_JOB_NAME:-job}: $*" >&2; }
 
 folder=$(mktemp -d "$MOTION_TARGETS_SCRATCH/mt-XXXXXX") # of this job, on this node
 trap 'rm -rf "$folder"' EXIT
 record="$folder/command" # see record.sh
+
+# Each job has a Ray of its own: not one that runs elsewhere, with files and sockets apart from those of the other jobs on
+# the node, of whatever user, and a token that keeps everybody else on the network from running things on it.
+unset RAY_ADDRESS
+RAY_TMPDIR=$folder RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+export RAY_TMPDIR RAY_AUTH_MODE RAY_AUTH_TOKEN
 
 signals=0
 child=""

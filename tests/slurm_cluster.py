@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from conftest import REPOSITORY
+
 NODES = ("n1", "n2")
 CPUS = 4
 """Of each node, as Slurm sees it."""
@@ -120,6 +122,7 @@ class SlurmCluster:
             "SLURM_CONF": str(folder / "slurm.conf"),
             "MOTION_TARGETS_SCRATCH": str(folder / "scratch"),
             "MOTION_TARGETS_BIN": str(Path(sys.executable).parent),
+            "PYTHONPATH": str(REPOSITORY),
         }
         self._process = process
 
