@@ -71,7 +71,8 @@ finish() {
         75 | 138 | 143) ;; # stopped in order; or by SIGUSR1 or SIGTERM before it could heed them
         *) exit "$status" ;;
     esac
-    if [ "$signals" -eq 0 ]; then
+    if [ "$signals" -eq 0 ]; then sleep 1; fi # the command may have had it, and ended, a moment before this shell
+    if [ "$signals" -eq 0 ] && [ "$status" -eq 75 ]; then
         say "not finished, though no signal came: the lines above say why. Not requeued; submit the same line again later"
         exit 75
     fi

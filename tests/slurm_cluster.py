@@ -20,7 +20,7 @@ from pathlib import Path
 from conftest import REPOSITORY
 
 NODES = ("n1", "n2")
-CPUS = 4
+CPUS = 8
 """Of each node, as Slurm sees it."""
 
 _PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "scontrol", "unshare", "nsenter", "ip")
@@ -113,7 +113,7 @@ def why_not() -> str | None:
 
 
 class SlurmCluster:
-    """A running cluster. Commands run inside of it, with the scripts' commands taken from this Python's environment."""
+    """A running cluster. Commands run on its login node, so to speak; the project's are those of this repository."""
 
     def __init__(self, folder: Path, process: subprocess.Popen[bytes]) -> None:
         self.folder = folder
@@ -121,7 +121,7 @@ class SlurmCluster:
             **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "RAY_"))},
             "SLURM_CONF": str(folder / "slurm.conf"),
             "MOTION_TARGETS_SCRATCH": str(folder / "scratch"),
-            "MOTION_TARGETS_BIN": str(Path(sys.executable).parent),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(REPOSITORY),
         }
         self._process = process
@@ -129,7 +129,7 @@ class SlurmCluster:
     def run(
         self, *command: str | Path, cwd: Path | None = None, check: bool = True, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command on the login node, so to speak; raises RuntimeError with what it said where that fails."""
+        """Run a command; raises RuntimeError with what it said where that fails."""
         (inside,) = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         # --mount would take the working folder away
         enter = ["nsenter", "--target", inside, "--net", "--uts"]
