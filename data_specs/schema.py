@@ -7,6 +7,9 @@ L steps, C colour channels.
 import dataclasses
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_specs.recipe import Recipe
 
 FORMAT = "motion-targets/track-store"
@@ -33,6 +36,10 @@ class ArraySpec:
     attributes: tuple[tuple[str, Any], ...] = ()
     is_optional: bool = False
     """Whether a store may lack it: one from before it was thought of."""
+
+    def is_fill(self, values: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which of the values are the fill value, which is never written."""
+        return np.isnan(values) if np.isnan(self.fill) else np.asarray(values == self.fill)
 
     def length(self, num_videos: int, num_starts: int, num_points: int, num_cuts: int) -> int:
         """Size of the first axis in a shard of so many videos, start rows, points and cuts."""

@@ -54,6 +54,23 @@ def file_problems(path: Path, attributes: Mapping[str, Any], *, contents: bool) 
             yield f"{path}/{name}: its CRC-32 is {found}, must be {files[name][1]}: it was damaged"
 
 
+def metadata_problems(path: Path, attributes: Mapping[str, Any], name: str) -> Iterator[str]:
+    """Whether the metadata of the group or array `name` is what was written: a digit of it may have become another."""
+    files = attributes.get("files")
+    if not isinstance(files, dict):
+        return
+    file = f"{name}/{_ROOT}"
+    try:
+        found = list(size_and_crc32(path / file)) if (path / file).exists() else None
+    except OSError as error:
+        yield f"{path}/{file}: cannot be read: {error.strerror}"
+        return
+    if found is None and file in files:
+        yield f"{path}/{file}: is missing"
+    elif found != files.get(file):
+        yield f"{path}/{file}: is not what was written: bytes and CRC-32 are {found}, must be {files.get(file)}"
+
+
 def read_attributes(path: Path) -> dict[str, Any]:
     """A shard's root attributes, without zarr. Raises OSError or ValueError where they cannot be read."""
     document = json.loads((path / _ROOT).read_text(encoding="utf-8"))

@@ -4,6 +4,7 @@ This reader is plain and complete; it serves inspection, rendering and tests.
 """
 
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -20,8 +21,8 @@ from numpy.typing import NDArray
 from data_specs.encoding import decode_flow, decode_histograms, decode_positions
 from data_specs.geometry import compensated_displacements, grid_points
 from data_specs.recipe import Recipe, RecipeError
-from data_specs.schema import FORMAT, VERSION, VideoMeta
-from data_specs.shard_files import attribute_problems
+from data_specs.schema import FORMAT, VERSION, VideoMeta, array_specs
+from data_specs.shard_files import attribute_problems, metadata_problems
 
 T = TypeVar("T")
 
@@ -68,6 +69,15 @@ class StoreInfo:
             **({} if self.weights_sha256 is None else {"weights": {"sha256": self.weights_sha256}}),
             "software": self.software,
         }
+
+    @property
+    def settings_sha256(self) -> str:
+        """SHA-256 of all that two runs on one store must agree in, as compact JSON with sorted keys: `software` is not.
+
+        Each shard has it among its attributes, so that a lost store.json can be written again.
+        """
+        fields = {key: value for key, value in self.to_json().items() if key != "software"}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     @classmethod
     def from_json(cls, fields: Any, where: str) -> "StoreInfo":
@@ -164,7 +174,9 @@ class TrackRow:
 
 
 class TrackShard:
-    """One complete shard. Raises StoreError where its root metadata or one of its arrays is missing or unreadable."""
+    """One complete shard. Raises StoreError where its root metadata or one of its arrays is missing or unreadable, or
+    not what was written.
+    """
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path, self.recipe = path, recipe
@@ -173,6 +185,8 @@ class TrackShard:
         except (OSError, ValueError, TypeError, KeyError, zarr.errors.BaseZarrError) as error:
             raise StoreError(f"{path}: cannot be opened as a zarr group: {error}") from error
         attributes = dict(self.group.attrs)
+        self._attributes, self._sound_metadata = attributes, set[str]()
+        self._specs = array_specs(recipe)
         if problems := list(attribute_problems(path, attributes)):
             raise StoreError(problems[0])
         if attributes.get("version") != VERSION or attributes.get("format") != FORMAT:
@@ -180,6 +194,7 @@ class TrackShard:
                 f"{path}: format {attributes.get('format')!r}, version {attributes.get('version')!r}; "
                 f"this software reads {FORMAT}, version {VERSION}"
             )
+        self._check_metadata("video")
         try:
             self.num_videos, self.num_starts, self.num_points = (
                 int(cast(int, attributes[key])) for key in ("num_videos", "num_starts", "num_points")
@@ -190,8 +205,22 @@ class TrackShard:
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{path}: a count, id or path is missing or wrong: {error}") from error
 
+    def _check_metadata(self, name: str) -> None:
+        if name not in self._sound_metadata:
+            if problems := list(metadata_problems(self.path, self._attributes, name)):
+                raise StoreError(problems[0])
+            self._sound_metadata.add(name)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is such an array; one that is lost is there, and raises StoreError when it is read."""
+        files = self._attributes.get("files")
+        if isinstance(files, dict):
+            return f"{name}/zarr.json" in files
+        return (self.path / name / "zarr.json").exists()
+
     def array(self, name: str) -> zarr.Array[Any]:
         """The array of that name, opened; nothing is read yet."""
+        self._check_metadata(name)
         try:
             array = self.group[name]
         except KeyError:
@@ -205,9 +234,16 @@ class TrackShard:
     def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows start:stop of an array's first axis."""
         try:
-            return np.asarray(self.array(name)[start:stop])
+            values = np.asarray(self.array(name)[start:stop])
+        except StoreError:
+            raise
         except (OSError, ValueError, RuntimeError, zarr.errors.BaseZarrError) as error:
             raise StoreError(f"{self.path}/{name}[{start}:{stop}]: cannot be read: {error}") from error
+        if (spec := self._specs.get(name)) is not None and (unwritten := spec.is_fill(values)).any():
+            # what zarr gives for a file that is not there
+            place = start + int(np.argwhere(unwritten)[0][0])
+            raise StoreError(f"{self.path}/{name}[{place}]: holds the fill value: it was not written")
+        return values
 
     @cached_property
     def first_start(self) -> NDArray[np.int64]:
@@ -240,7 +276,7 @@ class TrackShard:
             for name in ("index", "num_frames", "fps", "frame_size", "source_size", "grid_size")
         )
         file_bytes, file_crc32 = (
-            self.read(f"video/{name}", 0, n).tolist() if f"video/{name}" in self.group else [0] * n
+            self.read(f"video/{name}", 0, n).tolist() if f"video/{name}" in self else [0] * n
             for name in ("file_bytes", "file_crc32")
         )
         return [

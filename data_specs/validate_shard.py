@@ -52,23 +52,25 @@ def shard_damage(store: TrackStore, number: int, root: Path | None = None) -> Da
     if any(video is None for video, _ in found):
         return Damage(problems, None)
     damaged = {listed[video][0] for video, _ in found if video is not None}
-    try:
-        failures = [(f.index, f.id, f.path) for f in read_failures(store.path, number)]
-    except (ValueError, OSError) as error:
-        problems.append(str(error))
-        failures = []
+    failures: list[tuple[int, str, str]] = []
+    changed = list(failures_problems(store.path, number, attributes, contents=True))
+    problems += changed
+    if not changed:
+        try:
+            failures = [(f.index, f.id, f.path) for f in read_failures(store.path, number)]
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
     places = set(range(number, store.info.num_videos, store.info.num_shards))
     there = [index for index, _, _ in (*listed, *failures)]
     missing, foreign = sorted(places - set(there)), sorted(set(there) - places)
     twice = sorted({index for index in there if there.count(index) > 1}) if len(there) > len(set(there)) else []
-    if (missing or foreign or twice) and not (problems and not failures):
+    if missing or foreign or twice:
         problems.append(
             f"{where}: its videos and failures are not the list's: places missing {missing[:10]}, "
             f"foreign {foreign[:10]}, twice {twice[:10]}"
         )
     if not problems:  # bytes that no array is made of
         problems += file_problems(where, attributes, contents=True)
-        problems += failures_problems(store.path, number, attributes, contents=True)
     if root is not None:
         for meta in shard.metas:
             if change := video_change(root / meta.path, meta):
@@ -121,7 +123,7 @@ class _ShardCheck:
             if len(texts) != shard.num_videos:
                 yield f"{shard.path}/video: attribute {key} has {len(texts)} entries, num_videos is {shard.num_videos}"
         for spec in list(self.specs.values()):
-            if spec.is_optional and spec.name not in shard.group:
+            if spec.is_optional and spec.name not in shard:
                 del self.specs[spec.name]
                 continue
             try:
@@ -138,7 +140,7 @@ class _ShardCheck:
             yield f"{where}: shape is {array.shape}, must be {shape}"
         if array.dtype != np.dtype(spec.dtype):
             yield f"{where}: data type is {array.dtype}, must be {spec.dtype}"
-        elif not _is_fill(np.asarray(array.fill_value, dtype=spec.dtype), spec):
+        elif not spec.is_fill(np.asarray(array.fill_value, dtype=spec.dtype)):
             yield f"{where}: fill value is {array.fill_value}, must be {spec.fill}"
         for key, value in spec.attributes:
             if array.attrs.get(key) != value:
@@ -171,7 +173,7 @@ class _ShardCheck:
                 except StoreError as error:
                     yield str(error)
                     continue
-                for place in np.flatnonzero(_is_fill(values, spec).any(axis=tuple(range(1, values.ndim)))):
+                for place in np.flatnonzero(spec.is_fill(values).any(axis=tuple(range(1, values.ndim)))):
                     yield f"{shard.path}/{spec.name}[{place}]: holds the fill value: it was not written"
 
     def _video(self, video: int) -> Iterator[str]:
@@ -222,7 +224,7 @@ class _ShardCheck:
                 incomplete = True
                 yield str(error)
                 continue
-            fills = _is_fill(data[spec.name], spec)
+            fills = spec.is_fill(data[spec.name])
             if fills.any():
                 incomplete = True
                 place = begin + int(np.argwhere(fills)[0][0])
@@ -352,10 +354,6 @@ def _within(positions: NDArray[np.float64], frame_size: tuple[int, int], px: flo
     """Which positions lie in the frame, made wider by so much on each side."""
     height, width = frame_size
     return np.asarray(((positions >= -px) & (positions <= np.array([width - 1, height - 1]) + px)).all(axis=-1))
-
-
-def _is_fill(values: NDArray[Any], spec: ArraySpec) -> NDArray[np.bool_]:
-    return np.isnan(values) if np.isnan(spec.fill) else np.asarray(values == spec.fill)
 
 
 def _chunk_codecs(array: zarr.Array[Any]) -> list[str]:

@@ -34,17 +34,22 @@ logger = logging.getLogger(__name__)
 
 def begin_store(path: Path, info: StoreInfo) -> None:
     """Create the store where there is none yet, and check that it is ours: another task may have been faster."""
-    check_store(path, info)
     file = path / "store.json"
-    if file.exists():
-        return
+    is_lost = _is_lost(path, info)
+    if not is_lost:
+        check_store(path, info)
+        if file.exists():
+            return
     temporary = temporary_sibling(file)
     try:
         path.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps(info.to_json(), indent=2) + "\n", encoding="utf-8")
         sync(temporary)
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, file)  # unlike a rename, never in the place of another task's
+        if is_lost:
+            temporary.replace(file)
+        else:
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, file)  # unlike a rename, never in the place of another task's
         sync(path)
     except OSError as error:
         raise StoreError(f"{path}: cannot be created: {error.strerror}; give another folder with --out") from error
@@ -52,6 +57,26 @@ def begin_store(path: Path, info: StoreInfo) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     check_store(path, info)
+
+
+def _is_lost(path: Path, info: StoreInfo) -> bool:
+    """Whether store.json is missing or damaged, and all shards that are there say that it was as `info` is."""
+    try:
+        TrackStore(path)
+    except StoreError:
+        shards = sorted((path / "shards").glob("*.zarr"))
+        try:
+            is_ours = bool(shards) and all(
+                read_attributes(shard).get("settings_sha256") == info.settings_sha256 for shard in shards
+            )
+        except (OSError, ValueError):
+            is_ours = False
+        if is_ours:
+            logger.warning(
+                "%s is missing or damaged; it is written again, as the shards say it was", path / "store.json"
+            )
+        return is_ours
+    return False
 
 
 class StoreGoneError(OSError):

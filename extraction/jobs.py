@@ -107,6 +107,8 @@ class ShardJob:
     entries: tuple[VideoEntry, ...]
     recipe: Recipe
     software: dict[str, str]
+    settings_sha256: str
+    """`StoreInfo.settings_sha256`."""
     store_digest: str | None = None
     """See `VideoJob`."""
 
@@ -310,14 +312,8 @@ def assemble_shard(job: ShardJob) -> ShardResult:
     if not damaged:
         staging = folder.staging_path()
         try:
-            write_shard(
-                staging / "shard.zarr",
-                job.shard,
-                sources,
-                job.recipe,
-                job.software,
-                {"failures": failures_seal(failures)},
-            )
+            more = {"settings_sha256": job.settings_sha256, "failures": failures_seal(failures)}
+            write_shard(staging / "shard.zarr", job.shard, sources, job.recipe, job.software, more)
             check_unchanged(job.store, job.store_digest)
             folder.commit(staging, failures)
         except PartialError as error:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from data_specs.failures import Failure
-from data_specs.recipe import Recipe
-from extraction.commit import ShardFolder
+from data_specs.track_store import StoreInfo
+from extraction.commit import ShardFolder, check_unchanged
 from extraction.jobs import (
     CheckJob,
     CheckResult,
@@ -112,8 +112,7 @@ class RunSettings:
     store_digest: str
     """See `commit.store_digest`."""
     root: Path
-    recipe: Recipe
-    software: dict[str, str]
+    info: StoreInfo
     stall_seconds: float
     max_tries: int = MAX_TRIES
     device: str = "cpu"
@@ -129,7 +128,7 @@ class RunSettings:
             place=place,
             entry=plan.entries[place],
             root=self.root,
-            recipe=self.recipe,
+            recipe=self.info.recipe,
             attempts=attempts,
             store_digest=self.store_digest,
             stall_seconds=self.stall_seconds,
@@ -143,8 +142,9 @@ class RunSettings:
             store=self.store,
             shard=plan.shard,
             entries=plan.entries,
-            recipe=self.recipe,
-            software=self.software,
+            recipe=self.info.recipe,
+            software=self.info.software,
+            settings_sha256=self.info.settings_sha256,
             store_digest=self.store_digest,
         )
 
@@ -174,9 +174,11 @@ def run(
             if not stopping():
                 driver.hand_out()
             driver.take(*executor.next_result(), stopping())
-    except BaseException:
+    except BaseException as error:
         executor.close()
         driver.forgive()
+        if isinstance(error, OSError):
+            check_unchanged(settings.store, settings.store_digest)  # says more than that some file is not there
         raise
     return driver.summary
 

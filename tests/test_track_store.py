@@ -288,6 +288,10 @@ def test_missing_and_changed_metadata_is_found(store):
     metadata["fill_value"] = 0
     (root / "hog" / "zarr.json").write_text(json.dumps(metadata))
     problems = "\n".join(validate_store(store))
+    assert re.search(r"00000\.zarr/valid/zarr\.json: is missing", problems)
+    assert re.search(r"00000\.zarr/hog/zarr\.json: is not what was written", problems)
+    seal_again(root)  # as by a writer that gets them wrong
+    problems = "\n".join(validate_store(store))
     assert re.search(r"00000\.zarr/valid: no such array", problems)
     assert re.search(r"00000\.zarr/hog: fill value is 0, must be 255", problems)
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from data_specs.recipe import Recipe
 from data_specs.schema import FORMAT, VERSION, ArraySpec, array_specs
+from data_specs.shard_files import attribute_problems, metadata_problems
 from data_specs.track_store import StoreError
 
 # One thread in each worker, as zarr sets it: threads of blosc's own lose more than they win on chunks this small.
@@ -210,7 +211,9 @@ class ShardReader:
         self.path, self.recipe = Path(path), recipe
         self._files = OpenFiles() if files is None else files
         self._arrays: dict[str, ArrayReader] = {}
-        attributes = _attributes(self.path)
+        self._sealed = attributes = _attributes(self.path)
+        if problems := list(attribute_problems(self.path, attributes)):
+            raise StoreError(problems[0])
         if (attributes.get("format"), attributes.get("version")) != (FORMAT, VERSION):
             raise StoreError(
                 f"{path}: format {attributes.get('format')!r}, version {attributes.get('version')!r}; "
@@ -227,8 +230,13 @@ class ShardReader:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_arrays": {}}
 
+    def _check_metadata(self, name: str) -> None:
+        if problems := list(metadata_problems(self.path, self._sealed, name)):
+            raise StoreError(problems[0])
+
     def texts(self) -> tuple[list[str], list[str]]:
         """(ids, paths) of the videos, num_videos of each."""
+        self._check_metadata("video")
         attributes = _attributes(self.path / "video")
         found = []
         for key in ("id", "path"):
@@ -245,6 +253,7 @@ class ShardReader:
             spec = _specs(self.recipe).get(name)
             if spec is None:
                 raise StoreError(f"{self.path}/{name}: a store of recipe {self.recipe.name} has no such array")
+            self._check_metadata(name)
             found = ArrayReader(self.path / name, spec, self._files)
             length = spec.length(self.num_videos, self.num_starts, self.num_points, self.num_cuts)
             if found.shape[0] != length:
