@@ -196,6 +196,16 @@ def parse_shards(text: str | None, num_shards: int) -> list[int]:
     return sorted(chosen)
 
 
+def parse_part(text: str, num_shards: int) -> list[int]:
+    """`1/4` to every fourth shard from 1 on: [1, 5, 9, ...]. Raises ValueError for what is not I/N with I < N."""
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal()):
+        raise ValueError(f"--part {text}: give I/N, part I of N counted from 0, such as 0/4")
+    if int(number) >= int(count):
+        raise ValueError(f"--part {text}: the parts of {count} are 0/{count} to {int(count) - 1}/{count}")
+    return list(range(int(number), num_shards, int(count)))
+
+
 def estimate(plans: Sequence[ShardPlan], root: Path, recipe: Recipe, *, follow_links: bool = False) -> Estimate:
     """Frames and stored bytes of the videos to do, by opening a sample of them. Unreadable ones count as nothing."""
     todo = [item.entry for plan in plans for item in plan.todo]
