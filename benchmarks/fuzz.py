@@ -3,8 +3,8 @@
     python benchmarks/fuzz.py --seconds 600             # shared out over all targets
     python benchmarks/fuzz.py --inputs 1000 --target lists
 
-The targets run in a process of their own, for an input may kill it. A crash is any other error than the documented ones,
-an input that takes more than 5 s, or makes the process 1 GB larger. Exit status: 1 where there was a crash.
+The targets run in a process of their own, for an input may kill it. A crash is any other error than the documented
+ones, an input that takes more than 5 s, or makes the process 1 GB larger. Exit status: 1 where there was a crash.
 """
 
 import argparse
