@@ -76,6 +76,7 @@ def make_store(folder: Path) -> Path:
 def all_targets(folder: Path) -> list[Target]:
     """Every target; they write below `folder`, where `make_store` has made the store."""
     store = folder / "store"
+    _both(store)  # compiles what it needs
     return [
         *_texts(folder),
         *_store(store),
