@@ -77,6 +77,12 @@ def metadata_problems(path: Path, attributes: Mapping[str, Any], name: str) -> I
         yield f"{path}/{file}: is not what was written: bytes and CRC-32 are {found}, must be {files.get(file)}"
 
 
+def has_array(path: Path, attributes: Mapping[str, Any], name: str) -> bool:
+    """Whether a shard has this array; one that was lost is there, and cannot be read."""
+    files = attributes.get("files")
+    return f"{name}/{_ROOT}" in files if isinstance(files, dict) else (path / name / _ROOT).exists()
+
+
 def read_attributes(path: Path) -> dict[str, Any]:
     """A shard's root attributes, without zarr. Raises OSError or ValueError where they cannot be read."""
     document = json.loads((path / _ROOT).read_text(encoding="utf-8"))
