@@ -33,6 +33,10 @@ _OBJECT_STORE_BYTES = 100 << 20
 _MAX_FAILED_STARTS = 3
 
 
+# Ray waits for ever for a node that could start a worker, also where the only one there was is gone.
+_LOOK_SECONDS = 10.0
+
+
 class _Process:
     """A worker process: does its jobs one after the other."""
 
@@ -126,7 +130,10 @@ class RayExecutor:
     def next_result(self) -> tuple[Job, Result | WorkerLostError]:
         """See `Executor`. Raises WorkerLostError where workers cannot be started."""
         while True:
-            ready, _ = ray.wait(list(self._calls), num_returns=1)
+            ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=_LOOK_SECONDS)
+            if not ready:
+                _check_nodes()
+                continue
             worker, job = self._calls.pop(ready[0])
             result: Result | WorkerLostError
             try:
@@ -177,6 +184,12 @@ class RayExecutor:
         logger.warning("a worker died as it started: %s", error)
         if self._failed_starts >= _MAX_FAILED_STARTS and all(job is None for _, job in self._calls.values()):
             raise WorkerLostError(f"{self._failed_starts} workers in turn died as they started: {error}") from error
+
+
+def _check_nodes() -> None:
+    """Raise WorkerLostError where no node is left that could do anything."""
+    if not any(node["Alive"] for node in ray.nodes()):
+        raise WorkerLostError("no node of the Ray cluster is alive any more")
 
 
 def gpu_share(workers_per_gpu: int) -> float:
