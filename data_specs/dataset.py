@@ -1,39 +1,45 @@
 """Data sets: where the videos are and which of them, in which order.
 
-A data set is a YAML spec (shipped by name, or a file) or simply a list file. Lists come in the three usual formats:
+A data set is a YAML spec (shipped by name, or a file) or simply a list file. Lists come in
+three formats, see `video_lists.py`.
 
-    path_label   `some/path.mp4 17`: VideoMAE's; the label may also follow a comma or a tab; paths may hold spaces
-    csv          comma-separated with a header that names a path column, or columns that the spec's `path_template` uses
-    paths        one path per line
-
-The order of the list decides which video is in which shard, so a store remembers the list's digest.
+The order of the list decides which video is in which shard, so a store remembers the list's digest. What of specs and
+lists is refused is in docs/security.md.
 """
 
-import csv
 import dataclasses
 import hashlib
-import io
 import os
-import re
-import string
 from collections.abc import Sequence
 from importlib import resources
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import jsonargparse
-import yaml
 
 from data_specs.demo_clips import render_demo_clips
-from data_specs.yaml_recipes import checked_fields
+from data_specs.plain_yaml import PlainYamlError, parse_yaml, read_yaml
+from data_specs.untrusted_files import read_bounded
+from data_specs.video_lists import DatasetError, ListFormat, VideoEntry, parse_list, template_fields
+from data_specs.yaml_recipes import checked_fields, name_problem
 
-ListFormat = Literal["auto", "path_label", "csv", "paths"]
-PATH_COLUMNS = ("path", "video_path", "video", "filename", "file")
-_PATH_LABEL = re.compile(r"(?P<path>.*[^\s,])(?:\s*,\s*|\s+)-?\d+")
+__all__ = [
+    "DatasetError",
+    "DatasetSpec",
+    "ListFormat",
+    "VideoEntry",
+    "VideoList",
+    "dataset_names",
+    "list_digest",
+    "load_spec",
+    "load_videos",
+    "parse_list",
+    "root_folder",
+]
 
-
-class DatasetError(ValueError):
-    """A spec, list or root that cannot be used; the message names the file, the line and the way out."""
+MOST_LIST_BYTES = 16 << 30
+"""Of a list, which is read as a whole: 100 million videos."""
+_MOST_FRAMES = 100_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,26 +74,14 @@ class DatasetSpec:
     """The videos are rendered into the root folder when they are not there (the demo)."""
 
     def __post_init__(self) -> None:
+        if problem := name_problem(self.name):
+            raise DatasetError(f"name {problem}")
         for name in ("start_stride", "clip_stride"):
-            if getattr(self, name) < 1:
-                raise DatasetError(f"{name} is {getattr(self, name)}, must be 1 or more")
+            if not 1 <= getattr(self, name) <= _MOST_FRAMES:
+                raise DatasetError(f"{name} is {getattr(self, name)}, must be 1 or more, at most {_MOST_FRAMES}")
         if self.split not in self.lists:
             raise DatasetError(f"split {self.split} has no list; lists has {', '.join(self.lists) or 'none'}")
-        for _, field, _, _ in string.Formatter().parse(self.path_template or ""):
-            if field is not None and not field.isidentifier():
-                raise DatasetError(f"path_template may only name columns, has {{{field}}}")
-
-
-@dataclasses.dataclass(frozen=True)
-class VideoEntry:
-    """One line of a list."""
-
-    index: int
-    """Position in the list, from 0."""
-    id: str
-    """The list's id of the video; its path where the list has none."""
-    path: str
-    """Path relative to the data set's root, with forward slashes."""
+        template_fields(self.path_template or "")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,14 +126,15 @@ def dataset_names() -> list[str]:
 def load_spec(file: str) -> DatasetSpec:
     """Load a shipped spec by name or a YAML file by path; raises DatasetError with every problem of the file."""
     where = f"data set {file}"
-    if file in dataset_names():
-        text = (_shipped() / f"{file}.yaml").read_text(encoding="utf-8")
-    else:
-        text = _read(Path(file), where)
     try:
-        fields = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise DatasetError(f"{where}: not YAML: {error}") from error
+        if file in dataset_names():
+            fields = parse_yaml((_shipped() / f"{file}.yaml").read_text(encoding="utf-8"))
+        else:
+            fields = read_yaml(file)
+    except OSError as error:
+        raise DatasetError(f"{where}: cannot be read: {error.strerror}") from error
+    except PlainYamlError as error:
+        raise DatasetError(f"{where}: {error}") from error
     if not isinstance(fields, dict):
         raise DatasetError(f"{where}: must be a mapping of fields, is {type(fields).__name__}")
     try:
@@ -193,44 +188,6 @@ def root_folder(spec: DatasetSpec, root: str | None = None) -> Path:
     return Path(chosen).expanduser().absolute()
 
 
-def parse_list(text: str, spec: DatasetSpec, where: str, root: Path) -> tuple[VideoEntry, ...]:
-    """Parse a list's text; `where` names it in an error. All problems are reported at once."""
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    if not lines:
-        raise DatasetError(f"{where}: is empty")
-    list_format = spec.format if spec.format != "auto" else _detect_format([line for _, line in lines], spec)
-    problems: list[str] = []
-    rows: list[tuple[int, str, str]] = []
-    if list_format == "csv":
-        rows = _csv_rows(text, spec, where, problems)
-    else:
-        for number, line in lines:
-            match = _PATH_LABEL.fullmatch(line) if list_format == "path_label" else None
-            if list_format == "path_label" and match is None:
-                problems.append(f"line {number}: no label after the path: {line!r}")
-                continue
-            path = match["path"] if match else line
-            rows.append((number, path, path))
-    entries: list[VideoEntry] = []
-    first_line: dict[str, int] = {}
-    for number, video_id, path in rows:
-        relative = _relative_path(path, root)
-        if relative is None:
-            problems.append(f"line {number}: {path!r} is not below the root {root}")
-            continue
-        clean_id = relative if video_id == path else video_id
-        if clean_id in first_line:
-            problems.append(f"line {number}: {clean_id!r} is already on line {first_line[clean_id]}")
-            continue
-        first_line[clean_id] = number
-        entries.append(VideoEntry(len(entries), clean_id, relative))
-    if problems:
-        shown = "\n  ".join(problems[:20])
-        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise DatasetError(f"{where}: {len(problems)} problem(s)\n  {shown}{more}")
-    return tuple(entries)
-
-
 def _spec_of(dataset: str) -> DatasetSpec:
     if dataset in dataset_names() or dataset.endswith((".yaml", ".yml")):
         return load_spec(dataset)
@@ -243,66 +200,9 @@ def _spec_of(dataset: str) -> DatasetSpec:
     )
 
 
-def _detect_format(lines: list[str], spec: DatasetSpec) -> ListFormat:
-    header = [column.strip().lower() for column in lines[0].split(",")]
-    if spec.path_template or set(header) & set(PATH_COLUMNS):
-        return "csv"
-    return "path_label" if all(_PATH_LABEL.fullmatch(line) for line in lines) else "paths"
-
-
-def _csv_rows(text: str, spec: DatasetSpec, where: str, problems: list[str]) -> list[tuple[int, str, str]]:
-    reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
-    columns = [str(column).strip() for column in reader.fieldnames or []]
-    reader.fieldnames = columns
-    path_column = next((c for c in columns if c.lower() in PATH_COLUMNS), None)
-    if path_column is None and spec.path_template is None:
-        raise DatasetError(
-            f"{where}: its header {', '.join(columns)} names no path column ({', '.join(PATH_COLUMNS)}); "
-            "give the spec a path_template"
-        )
-    if spec.id_column is not None and spec.id_column not in columns:
-        raise DatasetError(f"{where}: no column {spec.id_column}; it has {', '.join(columns)}")
-    rows = []
-    for row in reader:
-        number = reader.line_num
-        if None in row or None in row.values():
-            problems.append(f"line {number}: has not the {len(columns)} columns of the header")
-            continue
-        try:
-            if spec.path_template is not None:
-                path = _fill_template(spec.path_template, row)
-            else:
-                path = row[str(path_column)].strip()
-        except (KeyError, ValueError) as error:
-            problems.append(f"line {number}: path_template {spec.path_template!r} does not fit: {error!r}")
-            continue
-        if not path:
-            problems.append(f"line {number}: the column {path_column} is empty")
-            continue
-        rows.append((number, row[spec.id_column].strip() if spec.id_column else path, path))
-    return rows
-
-
-def _fill_template(template: str, row: dict[str, str]) -> str:
-    """The template with the row's values; a field with a format such as `:06d` takes its value as a number."""
-    fields = {field: spec for _, field, spec, _ in string.Formatter().parse(template) if field}
-    return template.format(**{f: int(row[f]) if (spec or "").endswith("d") else row[f] for f, spec in fields.items()})
-
-
-def _relative_path(path: str, root: Path) -> str | None:
-    """`path` relative to `root` with forward slashes, or None where it leaves the root."""
-    if path.startswith("/"):
-        try:
-            path = str(Path(path).relative_to(root))
-        except ValueError:
-            return None
-    parts = PurePosixPath(path).parts
-    return None if ".." in parts or not parts else str(PurePosixPath(*parts))
-
-
 def _read(path: Path, where: str) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_bounded(path, MOST_LIST_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise DatasetError(f"{where}: cannot be read: {error.strerror}: {path}") from error
     except UnicodeDecodeError as error:

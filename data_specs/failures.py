@@ -2,12 +2,20 @@
 
 import dataclasses
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from data_specs.shard_files import size_and_crc32
+from data_specs.untrusted_files import parse_json, read_bounded
+
+MOST_BYTES = 256 << 20
+"""Of a shard's failures: half a million lines and more."""
+# json leaves these as they are: control characters steer terminals, the separators end lines for some, the surrogates
+# cannot be written
+_ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,19 +37,29 @@ class Failure:
 
     def to_line(self) -> str:
         """One line of JSON, without its newline."""
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+        line = json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+        return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
 
     @classmethod
     def from_line(cls, line: str, where: str) -> "Failure":
         """Parse a line; raises ValueError naming `where` if a field is missing, unknown or of a wrong type."""
         try:
-            failure = cls(**json.loads(line))
-        except (ValueError, TypeError) as error:
+            fields = parse_json(line)
+        except ValueError as error:
             raise ValueError(f"{where}: is not a failure record: {error}") from error
-        for field in dataclasses.fields(cls):
-            if not isinstance(getattr(failure, field.name), int if field.type in (int, "int") else str):
-                raise ValueError(f"{where}: {field.name} is {getattr(failure, field.name)!r}")
-        return failure
+        names = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(fields, dict) or sorted(fields) != sorted(names):
+            raise ValueError(f"{where}: is not a failure record: its fields must be {', '.join(names)}")
+        for name in names:
+            cls._check(name, fields[name], where)
+        return cls(**fields)
+
+    @classmethod
+    def _check(cls, name: str, value: Any, where: str) -> None:
+        is_number = cls.__dataclass_fields__[name].type in (int, "int")
+        sound = type(value) is int and 0 <= value < 1 << 48 if is_number else type(value) is str
+        if not sound:
+            raise ValueError(f"{where}: {name} is {ascii(value)[:200]}")
 
 
 def failures_path(store: Path, shard: int) -> Path:
@@ -50,11 +68,15 @@ def failures_path(store: Path, shard: int) -> Path:
 
 
 def read_failures(store: Path, shard: int) -> list[Failure]:
-    """The failures of a complete shard, in list order."""
+    """The failures of a complete shard, in list order. Raises OSError, ValueError."""
     path = failures_path(store, shard)
-    if not path.exists():
+    try:
+        text = read_bounded(path, MOST_BYTES, links=False).decode()
+    except FileNotFoundError:
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    lines = text.split("\n")[:-1]
     return [Failure.from_line(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import jsonargparse
 
-from data_specs.yaml_recipes import RecipeError, checked_fields, recipe_fields, shipped_names
+from data_specs.yaml_recipes import RecipeError, checked_fields, name_problem, recipe_fields, shipped_names
 
 __all__ = [
     "POINT_OPTIONS",
@@ -35,6 +35,18 @@ Precision = Literal["fp32", "bf16"]
 POINT_OPTIONS = ("support_grid", "refinements", "visible_above", "precision", "compiled")
 """Fields that only a tracker of points has a use for; away from their defaults they are refused with flow."""
 
+_BOUNDS = {
+    "length": (1, 1000),
+    "frame_step": (1, 10_000),
+    "start_stride": (1, 100_000),
+    "grid_stride": (1, 1024),
+    "short_side": (16, 16_384),
+    "min_inliers": (4, 1_000_000),
+    "hog_window": (1, 1024),
+    "support_grid": (0, 256),
+    "refinements": (1, 1000),
+}
+"""Least and largest values of whole numbers. The largest keep sizes within what numbers and memories hold."""
 _TUBELET = 2  # a tubelet's frames of a clip
 _TUPLES = ("camera_features", "descriptors")  # JSON has lists
 
@@ -118,22 +130,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         problems = [
-            f"{field} is {value}, must be {least} or more"
-            for field, least in [
-                ("length", 1),
-                ("frame_step", 1),
-                ("start_stride", 1),
-                ("grid_stride", 1),
-                ("short_side", 16),
-                ("min_inliers", 4),
-                ("hog_window", 1),
-                ("support_grid", 0),
-                ("refinements", 1),
-            ]
-            if (value := getattr(self, field)) is not None and value < least
+            f"{field} is {value}, must be {least} or more" + (f", at most {most}" if value > most else "")
+            for field, (least, most) in _BOUNDS.items()
+            if (value := getattr(self, field)) is not None and not least <= value <= most
         ]
-        if not self.ransac_px > 0:
-            problems.append(f"ransac_px is {self.ransac_px}, must be more than 0")
+        if problem := name_problem(self.name):
+            problems.append(f"name {problem}")
+        if not 0 < self.ransac_px < math.inf:
+            problems.append(f"ransac_px is {self.ransac_px}, must be more than 0, and finite")
         if self.remove_camera and not self.camera_features:
             of_tracker = "corners" if self.tracker == "flow" else "tracks"
             problems.append(f"camera_features is empty: name at least one of surf, sift, orb, {of_tracker}")

@@ -81,9 +81,24 @@ class VideoMeta:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "VideoMeta":
-        """The inverse of `dataclasses.asdict` after a trip through JSON, which makes lists of tuples."""
+        """The inverse of `dataclasses.asdict` after a trip through JSON, which makes lists of tuples.
+
+        Raises ValueError or TypeError for fields that are missing, unknown, of a wrong type, or negative.
+        """
         values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+        for key, value in values.items():
+            is_size, is_text = key.endswith("_size"), key in ("id", "path")
+            numbers = value if is_size or key == "cuts" else (value,)
+            sound = isinstance(numbers, tuple) and (not is_size or len(numbers) == 2)
+            bits = 63 if key.startswith("file_") else 31
+            if not sound or not all(type(n) is str if is_text else _is_count(n, bits, key == "fps") for n in numbers):
+                raise ValueError(f"{key} is {ascii(value)[:200]}")
         return cls(**values)
+
+
+def _is_count(value: Any, bits: int, fraction: bool) -> bool:
+    """Whether a number is one that the arrays of a video take."""
+    return (type(value) is int or (fraction and type(value) is float)) and 0 <= value < 1 << bits
 
 
 def array_specs(recipe: Recipe) -> dict[str, ArraySpec]:

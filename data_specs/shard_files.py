@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from data_specs.untrusted_files import MOST_TEXTS_BYTES, read_bounded
+
 _ROOT = "zarr.json"
 _BLOCK = 1 << 20
 
@@ -60,8 +62,12 @@ def metadata_problems(path: Path, attributes: Mapping[str, Any], name: str) -> I
     if not isinstance(files, dict):
         return
     file = f"{name}/{_ROOT}"
+    found = None
     try:
-        found = list(size_and_crc32(path / file)) if (path / file).exists() else None
+        data = read_bounded(path / file, MOST_TEXTS_BYTES, links=False)
+        found = [len(data), zlib.crc32(data)]
+    except FileNotFoundError:
+        pass
     except OSError as error:
         yield f"{path}/{file}: cannot be read: {error.strerror}"
         return

@@ -4,126 +4,40 @@ This reader is plain and complete; it serves inspection, rendering and tests.
 """
 
 import dataclasses
-import hashlib
-import json
 import re
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
 import zarr
 import zarr.errors
 from numpy.typing import NDArray
 
+from data_specs.checked_blosc import checked_blosc
 from data_specs.encoding import decode_flow, decode_histograms, decode_positions
-from data_specs.geometry import compensated_displacements, grid_points
-from data_specs.recipe import Recipe, RecipeError
-from data_specs.schema import FORMAT, VERSION, VideoMeta, array_specs
-from data_specs.shard_files import attribute_problems, metadata_problems
+from data_specs.geometry import compensated_displacements, grid_points, grid_size
+from data_specs.recipe import Recipe
+from data_specs.schema import VideoMeta, array_specs
+from data_specs.store_info import StoreInfo
+from data_specs.store_metadata import (
+    StoreError,
+    check_expansion,
+    check_sealed,
+    check_tree,
+    read_layout,
+    read_metadata,
+    read_root,
+    read_texts,
+)
+from data_specs.untrusted_files import MOST_METADATA_BYTES, parse_json, read_bounded
 
-T = TypeVar("T")
+__all__ = ["StoreError", "StoreInfo", "TrackRow", "TrackShard", "TrackStore"]
 
-_SHARD_NAME = re.compile(r"(\d{5,})\.zarr")
-
-
-class StoreError(ValueError):
-    """A store that cannot be read; the message names the file and what is wrong with it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class StoreInfo:
-    """The contents of store.json."""
-
-    dataset: str
-    split: str
-    recipe: Recipe
-    list_sha256: str
-    num_videos: int
-    num_shards: int
-    software: dict[str, str]
-    clip_stride: int | None = None
-    """The data set's: frames from one frame of a training clip to the next. None in stores from before 0.3."""
-    flip: bool | None = None
-    """The data set's: whether a mirrored video is as good a training sample. None in stores from before 0.3."""
-    weights_sha256: str | None = None
-    """SHA-256 of the file of weights that a tracker's network was given, in hexadecimal. None where it has none."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As it stands in the file."""
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "dataset": {
-                "name": self.dataset,
-                "split": self.split,
-                **({} if self.clip_stride is None else {"clip_stride": self.clip_stride}),
-                **({} if self.flip is None else {"flip": self.flip}),
-            },
-            "list": {"sha256": self.list_sha256, "videos": self.num_videos},
-            "shards": self.num_shards,
-            "positions_in": self.recipe.positions_in,
-            "recipe": self.recipe.to_json(),
-            **({} if self.weights_sha256 is None else {"weights": {"sha256": self.weights_sha256}}),
-            "software": self.software,
-        }
-
-    @property
-    def settings_sha256(self) -> str:
-        """SHA-256 of all that two runs on one store must agree in, as compact JSON with sorted keys: `software` is not.
-
-        Each shard has it among its attributes, so that a lost store.json can be written again.
-        """
-        fields = {key: value for key, value in self.to_json().items() if key != "software"}
-        return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-    @classmethod
-    def from_json(cls, fields: Any, where: str) -> "StoreInfo":
-        """Check and take over the fields; raises StoreError naming `where`."""
-        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-            raise StoreError(f"{where}: is not a track store's ({FORMAT})")
-        if fields.get("version") != VERSION:
-            raise StoreError(f"{where}: version {fields.get('version')!r}; this software reads version {VERSION}")
-        weights = fields.get("weights")
-        try:
-            info = cls(
-                dataset=str(fields["dataset"]["name"]),
-                split=str(fields["dataset"]["split"]),
-                recipe=Recipe.from_json(_present_fields(fields["recipe"]), where),
-                list_sha256=str(fields["list"]["sha256"]),
-                num_videos=int(fields["list"]["videos"]),
-                num_shards=int(fields["shards"]),
-                software={str(k): str(v) for k, v in fields["software"].items()},
-                clip_stride=_optional(fields["dataset"].get("clip_stride"), int),
-                flip=_optional(fields["dataset"].get("flip"), bool),
-                weights_sha256=None if weights is None else _optional(weights["sha256"], str),
-            )
-        except (KeyError, TypeError, AttributeError, RecipeError) as error:
-            raise StoreError(f"{where}: a field is missing or wrong: {error}") from error
-        if info.recipe.start_stride is None:
-            raise StoreError(f"{where}: recipe.start_stride is null; a store's recipe must give it")
-        return info
-
-
-def _optional(value: Any, kind: type[T]) -> T | None:
-    """The value, where it is there; TypeError where it is of another type."""
-    if value is not None and type(value) is not kind:
-        raise TypeError(f"{value!r} is not of type {kind.__name__}")
-    return value
-
-
-def _present_fields(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's fields in today's terms.
-
-    A store without `detect_cuts` is from before cuts were looked for, one without `forward_backward` from when `tvl1`
-    was OpenCV's.
-    """
-    present = {"detect_cuts": False, **recipe}
-    if "forward_backward" not in recipe and recipe.get("flow") == "tvl1":
-        present["flow"] = "tvl1-opencv"
-    return present
+_SHARD_NAME = re.compile(r"([0-9]{5,7})\.zarr")
+_NUMBERS = re.compile(r"u?int(8|16|32|64)|float(16|32|64)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,36 +94,17 @@ class TrackShard:
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path, self.recipe = path, recipe
-        try:
-            self.group = zarr.open_group(path, mode="r", zarr_format=3)
-        except (OSError, ValueError, TypeError, KeyError, zarr.errors.BaseZarrError) as error:
-            raise StoreError(f"{path}: cannot be opened as a zarr group: {error}") from error
-        attributes = dict(self.group.attrs)
-        self._attributes, self._sound_metadata = attributes, set[str]()
+        self._stored_bytes = check_tree(path)  # zarr opens whatever is there
         self._specs = array_specs(recipe)
-        if problems := list(attribute_problems(path, attributes)):
-            raise StoreError(problems[0])
-        if attributes.get("version") != VERSION or attributes.get("format") != FORMAT:
-            raise StoreError(
-                f"{path}: format {attributes.get('format')!r}, version {attributes.get('version')!r}; "
-                f"this software reads {FORMAT}, version {VERSION}"
-            )
-        self._check_metadata("video")
+        self._checked, self._sealed = set[str](), set[str]()
+        self.counts, self._attributes = read_root(path)
+        self.num_videos, self.num_starts, self.num_points, self.num_cuts = self.counts
+        check_sealed(path, self._attributes, "video")
+        self.ids, self.paths = read_texts(path, self.num_videos)
         try:
-            self.num_videos, self.num_starts, self.num_points = (
-                int(cast(int, attributes[key])) for key in ("num_videos", "num_starts", "num_points")
-            )
-            self.num_cuts = int(cast(int, attributes.get("num_cuts", 0)))
-            texts = self.group["video"].attrs
-            self.ids, self.paths = ([str(t) for t in cast(list[str], texts[key])] for key in ("id", "path"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{path}: a count, id or path is missing or wrong: {error}") from error
-
-    def _check_metadata(self, name: str) -> None:
-        if name not in self._sound_metadata:
-            if problems := list(metadata_problems(self.path, self._attributes, name)):
-                raise StoreError(problems[0])
-            self._sound_metadata.add(name)
+            self.group = zarr.open_group(path, mode="r", zarr_format=3, use_consolidated=False)
+        except Exception as error:
+            raise StoreError(f"{path}: cannot be opened as a zarr group: {error}") from error
 
     def __contains__(self, name: str) -> bool:
         """Whether there is such an array; one that is lost is there, and raises StoreError when it is read."""
@@ -220,12 +115,17 @@ class TrackShard:
 
     def array(self, name: str) -> zarr.Array[Any]:
         """The array of that name, opened; nothing is read yet."""
-        self._check_metadata(name)
+        if name not in self._sealed:
+            check_sealed(self.path, self._attributes, name)
+            self._sealed.add(name)
+        self._check_present(name)
+        data_type = read_metadata(self.path / name, "array").get("data_type")
+        if not isinstance(data_type, str) or not _NUMBERS.fullmatch(data_type):
+            raise StoreError(f"{self.path}/{name}: data type is {str(data_type)[:100]!r}, arrays hold numbers alone")
         try:
-            array = self.group[name]
-        except KeyError:
-            raise StoreError(f"{self.path}/{name}: no such array") from None
-        except (OSError, ValueError, TypeError, zarr.errors.BaseZarrError) as error:
+            with checked_blosc():
+                array = self.group[name]
+        except Exception as error:  # whatever zarr trips over in metadata that need not be trusted
             raise StoreError(f"{self.path}/{name}: its metadata cannot be read: {error}") from error
         if not isinstance(array, zarr.Array):
             raise StoreError(f"{self.path}/{name}: is a group, not an array")
@@ -233,11 +133,12 @@ class TrackShard:
 
     def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows start:stop of an array's first axis."""
+        self._check_layout(name)
         try:
             values = np.asarray(self.array(name)[start:stop])
         except StoreError:
             raise
-        except (OSError, ValueError, RuntimeError, zarr.errors.BaseZarrError) as error:
+        except Exception as error:
             raise StoreError(f"{self.path}/{name}[{start}:{stop}]: cannot be read: {error}") from error
         if (spec := self._specs.get(name)) is not None and (unwritten := spec.is_fill(values)).any():
             # what zarr gives for a file that is not there
@@ -245,10 +146,36 @@ class TrackShard:
             raise StoreError(f"{self.path}/{name}[{place}]: holds the fill value: it was not written")
         return values
 
+    def _check_present(self, name: str) -> None:
+        if not (self.path / name / "zarr.json").exists():
+            raise StoreError(f"{self.path}/{name}: no such array")
+
+    def _check_layout(self, name: str) -> None:
+        """Raise StoreError, once, where an array is not as the recipe and the counts say."""
+        spec = self._specs.get(name)
+        if name in self._checked:
+            return
+        if spec is None:
+            raise StoreError(f"{self.path}/{name}: a store of recipe {self.recipe.name} has no such array")
+        self._check_present(name)
+        layout, length = read_layout(self.path / name, spec), spec.length(*self.counts)
+        if layout.shape[0] != length:
+            raise StoreError(f"{self.path}/{name}: has {layout.shape[0]} rows, by the shard's counts {length}")
+        check_expansion(self.path / name, layout, self._stored_bytes.get(name, 0))
+        self._checked.add(name)
+
+    def _offsets(self, name: str, last: int) -> NDArray[np.int64]:
+        """An array of offsets, which rise from 0 to `last`."""
+        offsets = self.read(name, 0, self._specs[name].length(*self.counts))
+        if offsets[0] != 0 or offsets[-1] != last or (np.diff(offsets) < 0).any():
+            first = ", ".join(map(str, offsets[:5].tolist()))
+            raise StoreError(f"{self.path}/{name}: must rise from 0 to {last}, is {first} ... {offsets[-1]}")
+        return offsets
+
     @cached_property
     def first_start(self) -> NDArray[np.int64]:
         """Offsets (V + 1,) of the videos' start rows."""
-        return self.read("video/first_start", 0, self.num_videos + 1)
+        return self._offsets("video/first_start", self.num_starts)
 
     @cached_property
     def cuts(self) -> list[tuple[int, ...]]:
@@ -258,14 +185,14 @@ class TrackShard:
         """
         if not self.recipe.detect_cuts:
             return [()] * self.num_videos
-        first_cut = self.read("video/first_cut", 0, self.num_videos + 1).tolist()
+        first_cut = self._offsets("video/first_cut", self.num_cuts).tolist()
         frames = self.read("cut/frame", 0, self.num_cuts).tolist()
         return [tuple(frames[first:last]) for first, last in pairwise(first_cut)]
 
     @cached_property
     def first_point(self) -> NDArray[np.int64]:
         """Offsets (S + 1,) of the start rows' points."""
-        return self.read("start/first_point", 0, self.num_starts + 1)
+        return self._offsets("start/first_point", self.num_points)
 
     @cached_property
     def metas(self) -> list[VideoMeta]:
@@ -306,7 +233,16 @@ class TrackShard:
         if row not in self.rows(video):
             raise IndexError(f"start row {row} is not video {video}'s: it has {self.rows(video)}")
         first, last = int(self.first_point[row]), int(self.first_point[row + 1])
-        grid = grid_points(self.metas[video].frame_size, self.recipe.grid_stride)
+        meta = self.metas[video]
+        if (
+            meta.grid_size != grid_size(meta.frame_size, self.recipe.grid_stride)
+            or meta.points_per_start != last - first
+        ):
+            raise StoreError(
+                f"{self.path}: video {video} ({meta.path}): frame_size {meta.frame_size}, grid_size {meta.grid_size} "
+                f"and its {last - first} points contradict each other; inspect-tracks --verify says more"
+            )
+        grid = grid_points(meta.frame_size, self.recipe.grid_stride)
         histograms = None
         if self.recipe.hog and hog:
             histograms = self._histograms("hog", row)
@@ -351,12 +287,16 @@ class TrackStore:
         self.path = Path(path)
         file = self.path / "store.json"
         try:
-            fields = json.loads(file.read_text(encoding="utf-8"))
+            fields = parse_json(read_bounded(file, MOST_METADATA_BYTES))
         except OSError as error:
             raise StoreError(f"{self.path}: is not a track store: {file}: {error.strerror}") from error
         except ValueError as error:
             raise StoreError(f"{file}: is not JSON: {error}") from error
         self.info = StoreInfo.from_json(fields, str(file))
+        if (self.path / "shards").is_symlink():
+            raise StoreError(
+                f"{self.path / 'shards'}: is a symbolic link; a store has none: put the folder in its place"
+            )
 
     def shard_path(self, shard: int) -> Path:
         """Where shard `shard` is when it is complete."""
@@ -366,8 +306,9 @@ class TrackStore:
     def complete_shards(self) -> list[int]:
         """Numbers of the complete shards, ascending."""
         folder = self.path / "shards"
-        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-        return sorted(int(match[1]) for name in names if (match := _SHARD_NAME.fullmatch(name)))
+        names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+        numbers = {int(match[1]) for name in names if (match := _SHARD_NAME.fullmatch(name))}
+        return sorted(number for number in numbers if f"{number:05d}.zarr" in names)
 
     def shard(self, shard: int) -> TrackShard:
         """Open a complete shard."""

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from data_specs.container import BrokenFrameError, decode_frames, read_header
 from data_specs.cpu_decord import decord
 from data_specs.geometry import tracked_size
+from data_specs.untrusted_files import kind_problem
 
 logger = logging.getLogger(__name__)
 
@@ -93,14 +94,14 @@ class VideoChangedError(VideoError):
 
 
 def check_file(path: str | Path) -> None:
-    """Raise VideoOpenError where there is no file, or one with nothing in it."""
+    """Raise VideoOpenError where there is no file, one that is no regular file, or one with nothing in it."""
     try:
-        size = Path(path).stat().st_size
+        found = Path(path).stat()
     except OSError as error:
         raise VideoOpenError(path, (error.strerror or "cannot be read").lower()) from error
-    if not Path(path).is_file():
-        raise VideoOpenError(path, "is not a file")
-    if size == 0:
+    if problem := kind_problem(found.st_mode):  # a pipe would be waited for
+        raise VideoOpenError(path, problem)
+    if found.st_size == 0:
         raise VideoOpenError(path, "the file is empty")
 
 

@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -14,11 +14,13 @@ from data_specs.dataset import DatasetError, VideoList, dataset_names, load_vide
 from data_specs.interrupts import EXIT_INTERRUPTED
 from data_specs.recipe import Flow, Recipe, RecipeError, load_recipe, recipe_names
 from data_specs.track_store import StoreError
+from data_specs.video_files import check_links
+from extraction.array_plan import add_plan_options, array_line, check_plan_options
 from extraction.commit import begin_store, check_store
 from extraction.extract import Extraction, extract
 from extraction.motion.cotracker3.weights import OFFLINE_WINDOW, CoTrackerError, Weights, check_package, find_weights
 from extraction.motion.gpu.device import check_recipe, parse_device, why_missing
-from extraction.plan import ShardPlan, estimate, parse_shards, plan_shards, store_info
+from extraction.plan import ShardPlan, estimate, parse_part, parse_shards, plan_shards, store_info
 from extraction.run import MAX_TRIES, WorkerLostError
 from extraction.stopping import GraceOverError, stopping_on_signals
 
@@ -32,7 +34,8 @@ def build_parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(
         prog="extract-tracks",
         description="Extract the motion trajectories of a list of videos into a track store. Run the same command "
-        "again after an interruption: what is done is not done again.",
+        "again after an interruption: what is done is not done again. `extract-tracks plan` with the same options "
+        "prints the sbatch line for what is left.",
         epilog="Exit status: 0 all done, 1 some videos failed (inspect-tracks STORE --failures names them), "
         "2 usage error or nothing done, 75 not finished (SIGTERM, SIGUSR1, or another run works on some shards): "
         "the same command goes on.",
@@ -78,6 +81,10 @@ def build_parser() -> jsonargparse.ArgumentParser:
         metavar="0,3-5",
         help="do these shards only; several tasks share a store so",
     )
+    add(
+        "--part", type=str | None, metavar="I/N",
+        help="do part I of N, from 0 on: shards I, I + N, I + 2N ...; for the tasks of an array",
+    )  # fmt: skip
     add("--workers", type=int, default=0, metavar="N", help="videos at a time; 0 for one on each core")
     add(
         "--executor", type=Literal["ray", "local"], default="ray",
@@ -115,6 +122,10 @@ def build_parser() -> jsonargparse.ArgumentParser:
         "what is damaged or has changed",
     )  # fmt: skip
     add("--limit", type=int | None, metavar="N", help="take only the list's first N videos")
+    add(
+        "--follow-links", action="store_true",
+        help="take videos that symbolic links below the root lead to outside of it; without it they are refused",
+    )  # fmt: skip
     add("--retry-failed", action="store_true", help="try the videos again that failed before")
     add("--dry-run", action="store_true", help="say what would be done, and do nothing")
     return parser
@@ -122,9 +133,19 @@ def build_parser() -> jsonargparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    options = build_parser().parse_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    planning = arguments[:1] == ["plan"]
+    parser = build_parser()
+    if planning:
+        arguments = arguments[1:]
+        add_plan_options(parser)
+    options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
+        if planning:
+            check_plan_options(options)
+            options.dry_run = True
+            return extract_tracks(options, lambda plans: array_line(plans, options, arguments))
         return extract_tracks(options)
     except (DatasetError, RecipeError, StoreError, ValueError) as error:
         sys.stderr.write(f"extract-tracks: {error}\n")
@@ -137,8 +158,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_SOME_FAILED
 
 
-def extract_tracks(options: jsonargparse.Namespace) -> int:
-    """Do what the parsed options say; returns the exit status. Raises ValueError or OSError with the way out."""
+def extract_tracks(options: jsonargparse.Namespace, report: Callable[[Sequence[ShardPlan]], str] | None = None) -> int:
+    """Do what the parsed options say; returns the exit status. Raises ValueError or OSError with the way out.
+
+    report: what a dry run prints of its plans, in place of `describe`.
+    """
     for name, least in [
         ("shards", 1), ("workers", 0), ("limit", 1), ("start_stride", 1), ("stall_seconds", 1), ("workers_per_gpu", 1),
         ("max_tries", 1), ("grace_seconds", 0),
@@ -148,10 +172,15 @@ def extract_tracks(options: jsonargparse.Namespace) -> int:
             raise ValueError(f"--{name.replace('_', '-')} is {value}, must be {least} or more")
     if options.executor == "local" and options.workers > 1:
         raise ValueError("--executor local does one video at a time; leave --workers out or take --executor ray")
+    if options.part is not None and options.only_shards is not None:
+        raise ValueError("--part and --only-shards both choose shards; leave one of them out")
     shards = parse_shards(options.only_shards, options.shards)
+    if options.part is not None:
+        shards = parse_part(options.part, options.shards)
     videos = load_videos(options.dataset, options.root, options.split, options.list)
     if options.limit is not None:
         videos = videos.limited(options.limit)
+    check_links(videos.root, [entry.path for entry in videos.entries[:100]], follow_links=options.follow_links)
     recipe = _chosen_recipe(options, videos)
     device = _checked_device(options, recipe)
     weights = _checked_weights(options, recipe)
@@ -159,8 +188,11 @@ def extract_tracks(options: jsonargparse.Namespace) -> int:
     info = store_info(videos, recipe, options.shards, device, weights_sha256=weights.sha256 if weights else None)
     if options.dry_run:
         check_store(store, info)
-        plans = plan_shards(store, videos, options.shards, shards, retry_failed=options.retry_failed)
-        sys.stdout.write(describe(plans, videos, recipe, store))
+        chosen = {"retry_failed": options.retry_failed, "verify": options.verify}
+        plans = plan_shards(store, videos, options.shards, shards, **chosen)
+        sys.stdout.write(
+            report(plans) if report else describe(plans, videos, recipe, store, follow_links=options.follow_links)
+        )
         return EXIT_DONE
     begin_store(store, info)
     with stopping_on_signals(options.grace_seconds) as stopping:
@@ -233,10 +265,12 @@ def _exit_status(plans: Sequence[ShardPlan]) -> int:
     return EXIT_DONE
 
 
-def describe(plans: Sequence[ShardPlan], videos: VideoList, recipe: Recipe, store: Path) -> str:
+def describe(
+    plans: Sequence[ShardPlan], videos: VideoList, recipe: Recipe, store: Path, *, follow_links: bool = False
+) -> str:
     """What a run would do, for --dry-run."""
     todo = sum(len(plan.todo) for plan in plans)
-    guess = estimate(plans, videos.root, recipe)
+    guess = estimate(plans, videos.root, recipe, follow_links=follow_links)
     lines = [
         f"store      {store}{'' if store.exists() else ' (new)'}",
         f"videos     {sum(len(p.entries) for p in plans)} of {videos.dataset} {videos.split} in {videos.root}",

@@ -104,6 +104,7 @@ def _run(extraction: Extraction, plans: list[ShardPlan], stopping: Callable[[], 
         device=device,
         weights=extraction.weights,
         compare_videos=options.verify,
+        follow_links=options.follow_links,
     )
     progress = Progress(sum(len(plan.todo) for plan in plans))
     try:

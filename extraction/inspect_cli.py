@@ -16,6 +16,7 @@ from data_specs.schema import array_specs
 from data_specs.track_store import StoreError, TrackStore
 from data_specs.validate import validate_store
 from data_specs.video import VideoError
+from data_specs.video_files import video_path
 from extraction.render import FORMATS, render
 
 _VALID_ROWS_PER_SHARD = 64
@@ -49,6 +50,7 @@ def build_parser() -> jsonargparse.ArgumentParser:
         metavar="DIR",
         help="folder of the videos: for --verify, and where --render names no file",
     )
+    add("--follow-links", action="store_true", help="take a video that a symbolic link below --root leads out to")
     add("--frame", type=int | None, metavar="N", help="the start row that a .png shows; default: a lively one")
     return parser
 
@@ -76,7 +78,7 @@ def inspect_tracks(options: jsonargparse.Namespace) -> int:
             render(
                 shard,
                 video,
-                file or _below_root(store, shard.paths[video], options.root),
+                file or _below_root(store, shard.paths[video], options.root, options.follow_links),
                 options.out,
                 options.frame,
             )
@@ -110,12 +112,12 @@ def _locate(store: TrackStore, video: str) -> tuple[Path | None, str]:
     return file, next((tail for tail in tails if tail in paths), file.name)
 
 
-def _below_root(store: TrackStore, path: str, root: Path | None) -> Path:
+def _below_root(store: TrackStore, path: str, root: Path | None, follow_links: bool) -> Path:
     if root is None and store.info.dataset in dataset_names():
         root = root_folder(load_spec(store.info.dataset))
     if root is None:
         raise ValueError(f"where is {path}? Give --render its file, or the data set's folder with --root")
-    return root / path
+    return video_path(root, path, follow_links=follow_links)
 
 
 def _failures(store: TrackStore) -> list[tuple[int, Failure]]:

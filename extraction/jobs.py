@@ -34,6 +34,7 @@ from data_specs.video import (
     VideoTooShortError,
     check_file,
 )
+from data_specs.video_files import video_path
 from extraction.commit import ShardFolder, check_unchanged
 from extraction.cuts import ShotFrames
 from extraction.motion.cotracker3.weights import Weights
@@ -72,6 +73,8 @@ class VideoJob:
     """Of a tracker that is a network."""
     store_digest: str | None = None
     """`commit.store_digest` of the store that the run began with, to notice that it is gone; None leaves that out."""
+    follow_links: bool = False
+    """Whether symbolic links below the root may lead out of it."""
 
     def failure(self, stage: str, error: BaseException, tries: int = 1) -> Failure:
         """The record of this job's failure."""
@@ -228,9 +231,10 @@ def _extract_video(job: VideoJob, folder: ShardFolder, timer: StageTimer, begun:
 
 
 def _extract(job: VideoJob, path: Path, timer: StageTimer) -> tuple[int, int]:
-    recipe, file = job.recipe, job.root / job.entry.path
+    recipe = job.recipe
     assert recipe.start_stride is not None
     with timer("decode"):
+        file = video_path(job.root, job.entry.path, follow_links=job.follow_links)
         check_file(file)
         file_bytes, file_crc32 = size_and_crc32(file)
         before = file.stat()
@@ -299,7 +303,7 @@ def assemble_shard(job: ShardJob) -> ShardResult:
         failure = folder.read_failed(place) if folder.failed_path(place).name in partial else None
         if folder.tracks_path(place).name in partial:
             try:
-                sources.append(PartialFile(folder.tracks_path(place)))
+                sources.append(PartialFile(folder.tracks_path(place), job.recipe))
             except PartialError as error:
                 logger.warning("%s; its video is extracted again", error)
                 damaged.append(place)

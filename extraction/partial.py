@@ -1,15 +1,18 @@
 """A finished video of an unfinished shard: one zip file, written while the video streams through.
 
 Members are `video.json` (the `VideoMeta`) and, for each block of start rows, `<array>/<block>`: an .npy file in a blosc
-frame. Zip's own checksums find a damaged one. Nothing reads these files but the assembly of their shard, which
-removes them.
+frame. Zip's own checksums find a damaged one, and one that is made up is refused. Nothing reads these files but the
+assembly of their shard, which removes them.
 """
 
 import dataclasses
 import io
 import json
+import math
+import os
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,11 +21,18 @@ import numcodecs.blosc
 import numpy as np
 from numpy.typing import NDArray
 
-from data_specs.schema import VideoMeta
+from data_specs.checked_blosc import HEADER, frame_problem
+from data_specs.list_names import path_problem, text_problem
+from data_specs.recipe import Recipe
+from data_specs.schema import VideoMeta, array_specs
+from data_specs.store_metadata import MOST_EXPANSION
+from data_specs.untrusted_files import open_regular, parse_json
 from extraction.process_video import EncodedRow
 
 _ANY_TIME = (1980, 1, 1, 0, 0, 0)
 _BLOCK_BYTES = 16 << 20
+_MOST_BLOCK_BYTES = 1 << 30  # a block is one start row, if that is larger
+_MOST_META_BYTES = 64 << 20
 _BLOSC = numcodecs.blosc.Blosc(cname="zstd", clevel=1, shuffle=numcodecs.blosc.Blosc.BITSHUFFLE)
 
 
@@ -83,13 +93,20 @@ class PartialWriter:
 
 
 class PartialFile:
-    """Reads a partial file. Raises PartialError where it is damaged."""
+    """Reads a partial file. Raises PartialError where it is damaged, or not what `PartialWriter` writes.
 
-    def __init__(self, path: Path) -> None:
+    recipe: that of its store; with it, blocks are held against the types and shapes of its arrays.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe | None = None) -> None:
         self.path = path
+        self._specs = None if recipe is None else array_specs(recipe)
         try:
-            with zipfile.ZipFile(path) as archive:
-                self.meta = VideoMeta.from_json(json.loads(archive.read("video.json")))
+            with self._open() as archive:
+                fields = parse_json(_member(archive, "video.json", _MOST_META_BYTES))
+                self.meta = VideoMeta.from_json(fields)
+                if problem := text_problem(self.meta.id) or path_problem(self.meta.path):
+                    raise ValueError(f"its id or path {problem}")
                 self._members = sorted(archive.namelist())
         except Exception as error:
             raise PartialError(path, error) from error
@@ -98,10 +115,11 @@ class PartialFile:
         """The array's blocks in order, to be joined along the first axis."""
         rows = 0
         try:
-            with zipfile.ZipFile(self.path) as archive:
+            with self._open() as archive:
                 for member in self._members:
                     if member.rpartition("/")[0] == name:
-                        block = np.load(io.BytesIO(_BLOSC.decode(archive.read(member))), allow_pickle=False)
+                        block = _decoded_array(_member(archive, member, _MOST_BLOCK_BYTES))
+                        self._check(name, block)
                         rows += len(block)
                         yield block
         except Exception as error:
@@ -109,3 +127,46 @@ class PartialFile:
         per_start = {self.meta.num_starts, self.meta.num_starts * self.meta.points_per_start}
         if rows not in per_start:
             raise PartialError(self.path, f"{name}: holds {rows} rows, the video has {self.meta.num_starts} start rows")
+
+    @contextmanager
+    def _open(self) -> Iterator[zipfile.ZipFile]:
+        with os.fdopen(open_regular(self.path), "rb") as stream, zipfile.ZipFile(stream) as archive:
+            yield archive
+
+    def _check(self, name: str, block: NDArray[Any]) -> None:
+        if self._specs is None:
+            return
+        spec = self._specs[name]
+        if (block.dtype.name, block.shape[1:]) != (spec.dtype, spec.inner):
+            raise ValueError(
+                f"a block is of {block.dtype.name} {block.shape[1:]}, rows are of {spec.dtype} {spec.inner}"
+            )
+
+
+def _member(archive: zipfile.ZipFile, name: str, most_bytes: int) -> bytes:
+    """A member's bytes, of at most so many. Members are stored, not packed: what is packed may be any size."""
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+        raise ValueError(f"{ascii(name)[:200]} is packed")
+    if info.file_size > most_bytes:
+        raise ValueError(f"{ascii(name)[:200]} has {info.file_size} bytes, more than {most_bytes}")
+    return archive.read(info)
+
+
+def _decoded_array(frame: bytes) -> NDArray[Any]:
+    """The array of numbers in a blosc frame of an .npy file; what both say of sizes is checked first."""
+    if len(frame) < HEADER.size:
+        raise ValueError(f"a block of {len(frame)} bytes")
+    decoded_bytes = HEADER.unpack_from(frame)[4]
+    if decoded_bytes > min(_MOST_BLOCK_BYTES, len(frame) * MOST_EXPANSION):
+        raise ValueError(f"a block of {len(frame)} bytes says that it makes {decoded_bytes}")
+    if problem := frame_problem(frame, decoded_bytes):
+        raise ValueError(problem)
+    stream = io.BytesIO(_BLOSC.decode(frame))
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("an .npy file of another version")
+    shape, in_columns, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=1000)
+    data = stream.getbuffer()[stream.tell() :]
+    if in_columns or dtype.kind not in "iuf" or not shape or math.prod(shape) * dtype.itemsize != len(data):
+        raise ValueError(f"an .npy file of {dtype}, {str(shape)[:100]}, with {len(data)} bytes")
+    return np.frombuffer(data, dtype).reshape(shape)

@@ -18,6 +18,8 @@ from data_specs.geometry import grid_size, start_frames, tracked_size
 from data_specs.recipe import Recipe
 from data_specs.schema import array_specs
 from data_specs.track_store import StoreInfo
+from data_specs.video import VideoError
+from data_specs.video_files import video_path
 from extraction.commit import ShardFolder
 from extraction.motion.cotracker3.weights import network_versions
 from extraction.motion.gpu.device import device_versions
@@ -194,7 +196,17 @@ def parse_shards(text: str | None, num_shards: int) -> list[int]:
     return sorted(chosen)
 
 
-def estimate(plans: Sequence[ShardPlan], root: Path, recipe: Recipe) -> Estimate:
+def parse_part(text: str, num_shards: int) -> list[int]:
+    """`1/4` to every fourth shard from 1 on: [1, 5, 9, ...]. Raises ValueError for what is not I/N with I < N."""
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal()):
+        raise ValueError(f"--part {text}: give I/N, part I of N counted from 0, such as 0/4")
+    if int(number) >= int(count):
+        raise ValueError(f"--part {text}: the parts of {count} are 0/{count} to {int(count) - 1}/{count}")
+    return list(range(int(number), num_shards, int(count)))
+
+
+def estimate(plans: Sequence[ShardPlan], root: Path, recipe: Recipe, *, follow_links: bool = False) -> Estimate:
     """Frames and stored bytes of the videos to do, by opening a sample of them. Unreadable ones count as nothing."""
     todo = [item.entry for plan in plans for item in plan.todo]
     if not todo:
@@ -202,7 +214,10 @@ def estimate(plans: Sequence[ShardPlan], root: Path, recipe: Recipe) -> Estimate
     sample = [todo[i] for i in np.linspace(0, len(todo) - 1, min(_SAMPLE, len(todo))).astype(int)]
     frames = stored = 0.0
     for entry in sample:
-        header = read_header(root / entry.path)
+        try:
+            header = read_header(video_path(root, entry.path, follow_links=follow_links))
+        except VideoError:
+            continue
         if header.frames and header.sizes:
             frames += header.frames
             stored += _plain_bytes(int(header.frames), header.sizes[0], recipe) * _COMPRESSION

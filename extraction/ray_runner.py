@@ -75,13 +75,14 @@ class RayExecutor:
 
     gpus: this machine's CUDA devices to share out among the workers (with a cluster, more than 0 means the cluster's);
     each is used by `workers_per_gpu` workers at a time, so that it need not wait while one decodes a video.
-    jobs_per_worker: a worker is then replaced, for decoders leak a little.
+    jobs_per_worker: a worker is then replaced, in case a decoder leaks. None was seen to (docs/scaling.md), and a start
+    costs two seconds.
 
     A worker is started when a job first needs it, and again when it has died. A job goes to a worker that has
     started, never to one that may have to wait for its room in the cluster for ever.
     """
 
-    def __init__(self, workers: int, gpus: int = 0, workers_per_gpu: int = 4, jobs_per_worker: int = 200) -> None:
+    def __init__(self, workers: int, gpus: int = 0, workers_per_gpu: int = 4, jobs_per_worker: int = 2000) -> None:
         # the future default, in force already: workers see the devices that they are given
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         with _own_handlers():

@@ -37,6 +37,10 @@ class WorkerLostError(Exception):
     """The process that did a job is gone: killed, out of memory, or crashed in native code."""
 
 
+class DamagedAgainError(OSError):
+    """A video's partial file does not hold what was written to it, however often it is written."""
+
+
 class Executor(Protocol):
     """Runs jobs somewhere. `slots`: how many at a time. `stopping`: once that is true, no job is begun any more."""
 
@@ -119,6 +123,7 @@ class RunSettings:
     weights: Weights | None = None
     compare_videos: bool = False
     """Whether a check of complete shards also looks for videos that have changed since they were extracted."""
+    follow_links: bool = False
 
     def video_job(self, plan: ShardPlan, place: int, attempts: int) -> VideoJob:
         """The job of one video of the shard, which has failed so often before."""
@@ -134,6 +139,7 @@ class RunSettings:
             stall_seconds=self.stall_seconds,
             device=self.device,
             weights=self.weights,
+            follow_links=self.follow_links,
         )
 
     def shard_job(self, plan: ShardPlan) -> ShardJob:
@@ -286,6 +292,13 @@ class _Driver:
 
     def _take_shard(self, job: ShardJob, result: ShardResult) -> None:
         if result.damaged:
+            times = self._lost[_key(job)] = self._lost.get(_key(job), 0) + 1
+            if times > self.settings.max_tries:
+                raise DamagedAgainError(
+                    f"shard {job.shard}: what was written of its videos was damaged when it was read, {times} times in "
+                    f"turn, of {self._plans[job.shard].entries[result.damaged[0]].path} and {len(result.damaged) - 1} "
+                    "others at last: the storage is not to be relied on"
+                )
             self._extract_again(job.shard, result.damaged)
             return
         self.summary.shards += 1

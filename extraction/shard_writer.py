@@ -80,8 +80,7 @@ def write_shard(
     derived = _derived(metas, rows_points)
     for name, spec in array_specs(recipe).items():
         length = spec.length(len(metas), num_starts, num_points, num_cuts)
-        chunk = row_chunk if spec.axis == "point" else _START_CHUNKS.get(name, _CHUNK)
-        array = _create(path, spec, length, chunk)
+        array = _create(path, spec, length, row_chunk)
         if name in STREAMED:
             _fill(array, itertools.chain.from_iterable(source.blocks(name) for source in sources))
         else:
@@ -123,9 +122,15 @@ def _derived(metas: Sequence[VideoMeta], rows_points: NDArray[np.int64]) -> dict
     }
 
 
-def _create(path: Path, spec: ArraySpec, length: int, chunk: int) -> zarr.Array[Any]:
+def chunk_lengths(spec: ArraySpec, length: int, row_chunk: int) -> tuple[int, int]:
+    """(rows of a chunk, chunks of a file) of an array of `length` rows; row_chunk: points of a usual start row."""
+    chunk = row_chunk if spec.axis == "point" else _START_CHUNKS.get(spec.name, _CHUNK)
     row_bytes = int(np.prod(spec.inner, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
-    per_file = max(1, min(-(-length // chunk), _ZARR_SHARD_BYTES // (chunk * row_bytes)))
+    return chunk, max(1, min(-(-length // chunk), _ZARR_SHARD_BYTES // (chunk * row_bytes)))
+
+
+def _create(path: Path, spec: ArraySpec, length: int, row_chunk: int) -> zarr.Array[Any]:
+    chunk, per_file = chunk_lengths(spec, length, row_chunk)
     return zarr.create_array(
         path,
         name=spec.name,

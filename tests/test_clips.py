@@ -404,7 +404,7 @@ def test_an_unreadable_video_is_skipped_by_name_and_nothing_takes_its_place(root
     (tmp_path / "tall.avi").unlink()
     (tmp_path / "short.avi").unlink()
     write_clip(tmp_path / "short.avi", TALL, 18)  # another video under the name
-    dataset = ClipDataset(store, tmp_path, RECIPE)
+    dataset = ClipDataset(store, tmp_path, RECIPE, follow_links=True)
     batch = next(iter(clip_loader(dataset, batch_size=4)))
     assert sorted(clip.id for clip in batch["clip"]) == ["mirrored.avi", "scene.avi"]
     assert len(batch["frames"]) == 2
@@ -442,7 +442,7 @@ def test_an_incomplete_store_is_refused_unless_allowed(root, store, tmp_path):
     part = tmp_path / "part.tracks"
     (part / "shards").mkdir(parents=True)
     (part / "store.json").write_bytes((store / "store.json").read_bytes())
-    (part / "shards" / "00001.zarr").symlink_to(store / "shards" / "00001.zarr")
+    shutil.copytree(store / "shards" / "00001.zarr", part / "shards" / "00001.zarr")
     with pytest.raises(StoreFitError, match=r"1 of its 2 shards.*--allow-incomplete"):
         ClipDataset(part, root, RECIPE)
     assert len(ClipDataset(part, root, RECIPE, allow_incomplete=True).reader.videos) == 2

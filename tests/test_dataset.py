@@ -31,7 +31,7 @@ def test_the_shipped_specs_load():
     [
         ("a/b.mp4 17\nc d/e f.mp4 3\n\n", ["a/b.mp4", "c d/e f.mp4"]),  # VideoMAE's, with spaces in a path
         ("a/b.mp4,17\nc.mp4, 3\n", ["a/b.mp4", "c.mp4"]),
-        ("a.mp4\tx 1\nb.mp4 2\n", ["a.mp4\tx", "b.mp4"]),
+        ("a.mp4\t1\nb x.mp4\t 2\n", ["a.mp4", "b x.mp4"]),
         ("a.mp4\nb 2.mp4\n", ["a.mp4", "b 2.mp4"]),  # one path per line
         ("ApplyEyeMakeup/v_x_g01_c01.avi\r\nb.avi\r\n", ["ApplyEyeMakeup/v_x_g01_c01.avi", "b.avi"]),
         ("label,path,split\n7,a/b.mp4,train\n3,c.mp4,val\n", ["a/b.mp4", "c.mp4"]),

@@ -1,5 +1,6 @@
 """The documentation's commands are run, or at least parsed."""
 
+import itertools
 import json
 import re
 import shlex
@@ -14,6 +15,7 @@ from conftest import REPOSITORY
 from data_specs.demo_clips import render_demo_clips
 from data_specs.track_store import TrackStore
 from extraction import cli, inspect_cli
+from extraction.array_plan import add_plan_options
 from extraction.evaluation import cli as evaluation_cli
 from training import export_cli, pretrain
 
@@ -83,6 +85,17 @@ def test_the_demo_s_tracks_are_the_scene_s(demo):
         assert np.mean(errors) < 0.6, name
 
 
+def submitted(words):
+    """The command that a line of sbatch comes to."""
+    (place,) = [number for number, word in enumerate(words) if word.endswith(".sbatch")]
+    script = REPOSITORY / words[place]
+    assert script.exists(), words
+    rest = words[place + 1 :]
+    if script.name == "pretrain.sbatch":
+        return ["pretrain-motion", *rest, "--resume"]
+    return ["extract-tracks", *(rest[2:] if rest[0] == "--parts" else rest), "--part", "0/4"]
+
+
 def test_every_documented_command_line_parses():
     lines = [
         line.split("#")[0].strip()
@@ -92,11 +105,15 @@ def test_every_documented_command_line_parses():
     ]
     parsed = 0
     for line in lines:
-        words = shlex.split(line)
+        words = list(itertools.takewhile(lambda word: word != "|", shlex.split(line)))
         words = words[1:] if words and "=" in words[0] else words
-        if "slurm/extract_array.sbatch" in words:
-            words = ["extract-tracks", *words[words.index("slurm/extract_array.sbatch") + 1 :]]
-        if words[:1] == ["extract-tracks"]:
+        if words[:1] == ["sbatch"]:
+            words = submitted(words)
+        if words[:2] == ["extract-tracks", "plan"]:
+            parser = cli.build_parser()
+            add_plan_options(parser)
+            parser.parse_args(words[2:])
+        elif words[:1] == ["extract-tracks"]:
             cli.build_parser().parse_args(words[1:])
         elif words[:1] == ["inspect-tracks"]:
             inspect_cli.build_parser().parse_args(words[1:])
@@ -116,7 +133,7 @@ def test_every_documented_command_line_parses():
 
 def test_help_names_every_option_and_the_exit_status(capsys):
     for main, options in [
-        (cli.main, ["--dataset", "--root", "--shards", "--out", "--recipe", "--start-stride", "--only-shards",
+        (cli.main, ["--dataset", "--root", "--shards", "--out", "--recipe", "--start-stride", "--only-shards", "--part",
                     "--workers", "--executor", "--limit", "--retry-failed", "--dry-run", "Exit status"]),
         (inspect_cli.main, ["STORE", "--verify", "--failures", "--render", "--out", "Exit status"]),
         (pretrain.main, ["--store", "--root", "--recipe", "--model", "--out", "--epochs", "--steps", "--batch-size",

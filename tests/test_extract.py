@@ -1,7 +1,6 @@
 """extract-tracks and inspect-tracks as a user runs them: bad files, resuming, and the same bytes however it ran."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -14,11 +13,12 @@ import av
 import numpy as np
 import pytest
 import zarr
-from conftest import REPOSITORY, run_command, store_bytes
+from conftest import run_command, store_bytes
 from videos import cut_off, noise_frames, write_video
 
 from data_specs.track_store import TrackStore
 from extraction import cli, inspect_cli
+from extraction.plan import parse_part
 
 
 def extract(*arguments):
@@ -96,6 +96,18 @@ def test_shards_done_by_different_runs_make_the_same_store(clips, local_store, t
     assert extract(*common, "--only-shards", "1") == 0
     assert TrackStore(tmp_path / "s").complete_shards == [1]
     assert extract(*common, "--only-shards", "0-1") == 0
+    assert store_bytes(tmp_path / "s") == store_bytes(local_store)
+
+
+def test_parts_of_a_store_make_the_same_store(clips, local_store, tmp_path):
+    """Also where there are more parts than shards."""
+    common = ("--dataset", clips / "list.txt", "--root", clips, "--shards", 2, "--out", tmp_path / "s")
+    assert parse_part("1/4", 11) == [1, 5, 9]
+    assert extract(*common, "--part", "2/3") == 0
+    assert TrackStore(tmp_path / "s").complete_shards == []
+    for part, complete in [("1/3", [1]), ("0/3", [0, 1])]:
+        assert extract(*common, "--part", part) == 0
+        assert TrackStore(tmp_path / "s").complete_shards == complete
     assert store_bytes(tmp_path / "s") == store_bytes(local_store)
 
 
@@ -237,6 +249,9 @@ def test_more_shards_than_videos_make_empty_shards(clips, tmp_path):
         (["--shards", "2", "--only-shards", "2"], "'2' is not within 0-1"),
         (["--shards", "2", "--only-shards", "1-0"], "'1-0' is not within"),
         (["--shards", "2", "--only-shards", "x"], "'x' is neither a number nor a range"),
+        (["--shards", "2", "--part", "2/2"], "the parts of 2 are 0/2 to 1/2"),
+        (["--shards", "2", "--part", "1"], "--part 1: give I/N"),
+        (["--shards", "2", "--part", "0/2", "--only-shards", "0"], "--part and --only-shards both choose shards"),
         (["--shards", "2", "--limit", "0"], "--limit is 0"),
         (["--shards", "2", "--recipe", "mmme"], "shipped are mme, mme-object"),
         (["--shards", "2", "--workers", "3"], "--executor local does one video at a time"),
@@ -278,14 +293,17 @@ def test_a_store_that_cannot_be_written_stops_the_run_and_blames_no_video(clips,
 # --- options ----------------------------------------------------------------------------------------------------------
 
 
-def test_k400_needs_no_more_than_its_root_from_the_environment(clips, tmp_path, monkeypatch):
+def test_k400_needs_no_more_than_its_root_from_the_environment(clips, tmp_path, monkeypatch, capsys):
     """`extract-tracks --dataset k400 --shards N`: the list beside the videos, the store under a default name."""
     (tmp_path / "train.csv").write_text("a.avi 3\nc.avi 7\n")
     for name in ("a.avi", "c.avi"):
         (tmp_path / name).symlink_to(clips / name)
     monkeypatch.setenv("K400_ROOT", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert extract("--dataset", "k400", "--shards", 2) == 0
+    assert extract("--dataset", "k400", "--shards", 2) == 2
+    assert re.search(r"links lead out of it: a\.avi is \S+a\.avi; --follow-links takes", capsys.readouterr().err)
+    assert not list(tmp_path.glob("*.tracks"))
+    assert extract("--dataset", "k400", "--shards", 2, "--follow-links") == 0
     info = json.loads((tmp_path / "k400-mme-object.tracks" / "store.json").read_text())
     assert info["dataset"] == {"name": "k400", "split": "train", "clip_stride": 4, "flip": True}
     assert info["recipe"]["start_stride"] == 4
@@ -444,50 +462,3 @@ def test_render_errors(clips, local_store, tmp_path, monkeypatch, capsys, argume
 def test_what_is_not_a_store_is_said_so(tmp_path, capsys):
     assert inspect_cli.main([str(tmp_path)]) == 2
     assert "is not a track store" in capsys.readouterr().err
-
-
-# --- slurm ------------------------------------------------------------------------------------------------------------
-
-
-def run_task(task, count, arguments, **environment):
-    """One array task, as Slurm starts it."""
-    variables = {
-        **os.environ,
-        "SLURM_ARRAY_TASK_ID": str(task),
-        "SLURM_ARRAY_TASK_COUNT": str(count),
-        "SLURM_CPUS_PER_TASK": "1",
-        "MOTION_TARGETS_BIN": str(Path(sys.executable).parent),
-        **environment,
-    }
-    script = REPOSITORY / "slurm" / "extract_array.sbatch"
-    return subprocess.run(
-        ["bash", str(script), *arguments], env=variables, capture_output=True, text=True, timeout=300, check=False
-    )
-
-
-def test_an_array_of_any_size_shares_out_the_shards(clips, local_store, tmp_path):
-    arguments = ["--dataset", str(clips / "list.txt"), "--root", str(clips), "--shards", "2", "--out",
-                 str(tmp_path / "s"), "--flow", "dis", "--executor", "local"]  # fmt: skip
-    results = [run_task(task, 3, arguments, SLURM_ARRAY_TASK_MIN="5") for task in (5, 6, 7)]
-    assert [r.returncode for r in results] == [0, 0, 0], results
-    assert "nothing is left for this one" in results[2].stdout
-    assert store_bytes(tmp_path / "s") == store_bytes(local_store)
-
-
-def test_a_task_takes_every_nth_shard(tmp_path):
-    """Read off what extract-tracks is called with."""
-    fake = tmp_path / "extract-tracks"
-    fake.write_text('#!/bin/sh\necho "$@"\n')
-    fake.chmod(0o755)
-    for shards in (["--shards", "10"], ["--shards=10"]):
-        result = run_task(1, 4, ["--dataset", "k400", *shards], MOTION_TARGETS_BIN=str(tmp_path))
-        assert result.stdout.split() == ["--dataset", "k400", *shards, "--only-shards", "1,5,9", "--workers", "1"]
-    for own in (["--workers", "3"], ["--executor", "local"], ["--executor=local"]):
-        result = run_task(0, 4, ["--shards", "4", *own], MOTION_TARGETS_BIN=str(tmp_path), SLURM_CPUS_PER_TASK="8")
-        assert result.stdout.split() == ["--shards", "4", *own, "--only-shards", "0"]
-    for gaps in ({"SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_MAX": "7"}, {"SLURM_ARRAY_TASK_MAX": "6"}):
-        result = run_task(3, 2, ["--shards", "12"], MOTION_TARGETS_BIN=str(tmp_path), **gaps)
-        assert result.returncode == 2
-        assert "an array with gaps would leave shards out" in result.stderr
-    assert run_task(0, 4, ["--dataset", "k400"]).returncode == 2
-    assert "leave --only-shards out" in run_task(0, 4, ["--shards", "4", "--only-shards", "1"]).stderr

@@ -210,6 +210,21 @@ def test_a_worker_is_replaced_after_so_many_jobs(disconnected, tmp_path):
     wait_until(lambda: ended(pids[0]) and ended(pids[2]))
 
 
+def test_sigterm_stays_with_the_handler_that_it_had(disconnected, tmp_path):
+    """Ray's own would end this process. The job at work is finished meanwhile."""
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    try:
+        executor = RayExecutor(1)
+        submit(executor, tmp_path, ("job", "wait", "go"))
+        os.kill(os.getpid(), signal.SIGTERM)
+        (tmp_path / "go").touch()
+        assert results(executor, 1)
+        assert received == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_workers_see_one_gpu_each_and_are_spread_over_them(disconnected, tmp_path):
     """Three of the four that are asked for have a core: no job waits for the fourth."""
     executor = RayExecutor(4, gpus=1, workers_per_gpu=3)

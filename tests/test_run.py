@@ -11,6 +11,7 @@ from data_specs.track_store import TrackStore
 from extraction import cli
 from extraction.commit import ShardFolder
 from extraction.jobs import ShardJob, run_job
+from extraction.partial import PartialError
 from extraction.run import LocalExecutor, WorkerLostError
 
 
@@ -106,20 +107,37 @@ def test_an_assembly_that_loses_every_worker_stops_the_run(clips, undisturbed, t
 
 def test_an_old_failure_is_not_taken_for_that_of_a_lost_worker(clips, undisturbed, tmp_path, unlucky):
     """It failed in one run, was done in the next, its file was damaged, and its worker is lost as it is done again."""
-    store, folder = tmp_path / "s", ShardFolder(tmp_path / "s", 0)
+    store, folder, links = tmp_path / "s", ShardFolder(tmp_path / "s", 0), "--follow-links"
     root = tmp_path / "root"
     root.mkdir()
     for path in ("sub folder", "c.avi", "d.avi", "e.avi", "list.txt"):
         (root / path).symlink_to(clips / path)
-    assert unlucky(lambda _, job: "before" if key(job) == (0, None) else None, root, store)[0] == 1
+    assert unlucky(lambda _, job: "before" if key(job) == (0, None) else None, root, store, links)[0] == 1
     assert folder.read_failed(0).attempts == 1
     (root / "a.avi").symlink_to(clips / "a.avi")
-    assert unlucky(lambda _, job: "before" if key(job) == (0, None) else None, root, store, "--retry-failed")[0] == 1
+    assert (
+        unlucky(lambda _, job: "before" if key(job) == (0, None) else None, root, store, links, "--retry-failed")[0]
+        == 1
+    )
     tracks = folder.tracks_path(0)
     tracks.write_bytes(tracks.read_bytes()[:-100])
     status, executor = unlucky(
-        lambda made, job: "before" if not made.lost and key(job) == (0, 0) else None, root, store
+        lambda made, job: "before" if not made.lost and key(job) == (0, 0) else None, root, store, links
     )
     assert executor.lost == {(0, 0): 1}
     assert status == 0
     assert store_bytes(store) == store_bytes(undisturbed)
+
+
+def test_partial_files_that_are_damaged_whenever_they_are_read_end_the_run(clips, tmp_path, monkeypatch, capsys):
+    """Storage that loses what is written to it: the run says so, and does not write for ever."""
+    times = collections.Counter()
+
+    def damaged(path, *_):
+        times[path] += 1
+        raise PartialError(path, "a bit was flipped")
+
+    monkeypatch.setattr("extraction.jobs.PartialFile", damaged)
+    assert extract(clips, tmp_path / "s", "--only-shards", "1", "--max-tries", "2") == 1
+    assert "shard 1: what was written of its videos was damaged when it was read, 3 times" in capsys.readouterr().err
+    assert set(times.values()) == {3}

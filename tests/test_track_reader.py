@@ -54,6 +54,19 @@ def test_videos_in_list_order_and_those_that_failed(good_store, plain_store):
             assert video.num_frames == 12 + 3 * video.index
 
 
+def test_a_video_whose_id_is_its_path_has_one_text_for_both(store):
+    """Millions of them go to every worker. Ids of their own stay what they are."""
+    texts = store / "shards" / "00000.zarr" / "video" / "zarr.json"
+    fields = json.loads(texts.read_text())
+    fields["attributes"]["id"][1] = "of its own"
+    texts.write_text(json.dumps(fields))
+    for reader in (opened := TrackReader(store), pickle.loads(pickle.dumps(opened))):
+        assert reader.videos.ids == ["a.avi", "sub folder/b.avi", "of its own", "d.avi", "e.avi"]
+        assert reader.videos.paths == ["a.avi", "sub folder/b.avi", "c.avi", "d.avi", "e.avi"]
+        shared = [a is b for a, b in zip(reader.videos.ids, reader.videos.paths, strict=True)]
+        assert shared == [True, True, False, True, True]
+
+
 def assert_is(field, row, grid_size, kinds=(), *, hog=True, remove_camera=True):
     """A field is the plain reader's row on its grid."""
     length = row.valid.shape[1] - 1

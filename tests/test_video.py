@@ -233,7 +233,7 @@ def test_what_is_not_a_video_is_an_error_that_says_so(tmp_path):
         ("text.mp4", "not a video file"),
         ("empty.mp4", "the file is empty"),
         ("none.mp4", "no such file"),
-        (".", "is not a file"),
+        (".", "is a folder, not a file"),
     ]:
         with pytest.raises(VideoOpenError, match=problem) as error:
             read(tmp_path / name)

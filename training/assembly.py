@@ -10,6 +10,7 @@ import torch
 
 from data_specs.dataset import DatasetError, DatasetSpec, dataset_names, load_spec, root_folder
 from data_specs.track_store import TrackStore
+from data_specs.video_files import check_links
 from training.clip_tower import RANDOM, open_clip_tower
 from training.distributed import Group
 from training.interchange import load_encoder
@@ -45,6 +46,8 @@ class Choices:
     """Of the tower whose features the head `clip` predicts: a file, `hub` or `random`."""
     precision: Precision = "fp32"
     """Of that tower; the model's own is the loop's affair."""
+    follow_links: bool = False
+    """Whether symbolic links below the root may lead out of it."""
 
 
 def build_task(choices: Choices, group: Group) -> Task:
@@ -60,7 +63,9 @@ def build_task(choices: Choices, group: Group) -> Task:
         seed=choices.seed,
         clips_per_video=choices.clips_per_video,
         allow_incomplete=choices.allow_incomplete,
+        follow_links=choices.follow_links,
     )
+    check_links(root, dataset.reader.videos.paths, follow_links=choices.follow_links)
     recipe: PretrainRecipe = dataset.recipe  # with the data set's clip stride and flips
     info = dataset.reader.info
     config = ModelConfig(

@@ -103,6 +103,10 @@ def build_parser() -> jsonargparse.ArgumentParser:
     add("--clip-stride", type=int | None, metavar="N", help="frames of the video from one of a clip's to the next")
     add("--flip", type=bool | None, metavar="true|false", help="flip half of the clips; default: the recipe's")
     add("--init", type=Path | None, metavar="DIR|FILE", help="weights to begin from: Hugging Face's or VideoMAE's")
+    add(
+        "--follow-links", action="store_true",
+        help="take videos that symbolic links below the root lead to outside of it; without it they are skipped",
+    )  # fmt: skip
     add("--allow-incomplete", action="store_true", help="train on the complete shards of an unfinished store")
     add("--compile", action="store_true", help="compile the model (torch.compile)")
     add("--checkpoint-activations", action="store_true", help="less memory for a third more time")
@@ -204,6 +208,7 @@ def prepare(options: jsonargparse.Namespace, group: Group) -> Run | None:
         init=options.init if kept is None else None,
         clip_weights=options.clip_weights,
         precision=precision,
+        follow_links=options.follow_links,
     )
     task = build_task(choices, group)
     if kept is not None:

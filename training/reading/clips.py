@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_specs.clip_frames import ClipFrames
 from data_specs.video import VideoError
+from data_specs.video_files import video_path
 from data_specs.view import View
 from training.interrupts import ignore_in_worker
 from training.reading.clip_motion import Arrays, ClipMotion
@@ -70,7 +71,7 @@ class ClipDataset(Dataset[Batch]):
 
     store: the track store; root: the folder of its videos. seed: of everything random. clips_per_video: clips that are
     taken from a video each time it is opened (repeated sampling). allow_incomplete: train on a store of which shards
-    are missing.
+    are missing. follow_links: whether symbolic links below the root may lead out of it.
 
     Videos that failed in extraction are not part of it: they are in `reader.failed`. A clip that cannot be read now is
     left out of its batch, and named there.
@@ -88,9 +89,10 @@ class ClipDataset(Dataset[Batch]):
         seed: int = 0,
         clips_per_video: int = 1,
         allow_incomplete: bool = False,
+        follow_links: bool = False,
     ) -> None:
         self.reader = TrackReader(store)
-        self.root = Path(root)
+        self.root, self.follow_links = Path(root), follow_links
         self.seed = seed
         self.recipe = with_dataset_defaults(recipe, self.reader.info)
         check_store_fits(self.recipe, self.reader.info, str(store))
@@ -172,7 +174,7 @@ class ClipDataset(Dataset[Batch]):
             shown = [([min(time, last) for time in drawn[b].times], drawn[b].clip.view) for b in of_video]
             try:
                 with ClipFrames(
-                    self.root / video.path,
+                    video_path(self.root, video.path, follow_links=self.follow_links),
                     source_size=video.source_size,
                     num_frames=video.num_frames,
                     short_side=self.reader.info.recipe.short_side,

@@ -1,16 +1,16 @@
 """Reads arrays of one complete shard of a track store, fast: pread, a cached index of chunks, blosc, crc32c.
 
 zarr-python takes about a millisecond for each chunk, and a clip needs dozens. Every array of a store is coded in one
-way (`track_store.md`, Encoding): a zarr v3 `sharding_indexed` array, split along its first axis alone, whose chunks
-are bytes, blosc, crc32c. What is coded in another way is refused; sizes of chunks and files come from its `zarr.json`.
-Nothing that is missing is taken for its fill value.
+way, which `data_specs/store_metadata.py` checks; sizes of chunks and files come from its `zarr.json`.
+Nothing that is missing is taken for its fill value. What an array says of itself is checked once, as it is opened, what
+a file says, as that is.
 """
 
-import dataclasses
+import errno
 import functools
 import itertools
-import json
 import os
+import stat
 import struct
 import weakref
 from collections.abc import Iterator, Sequence
@@ -23,9 +23,18 @@ from numcodecs import blosc
 from numpy.typing import NDArray
 
 from data_specs.recipe import Recipe
-from data_specs.schema import FORMAT, VERSION, ArraySpec, array_specs
-from data_specs.shard_files import attribute_problems, metadata_problems
-from data_specs.track_store import StoreError
+from data_specs.schema import ArraySpec, array_specs
+from data_specs.store_metadata import (
+    MOST_CHUNK_ROWS,
+    MOST_EXPANSION,
+    StoreError,
+    check_no_links,
+    check_sealed,
+    read_layout,
+    read_root,
+    read_texts,
+)
+from data_specs.untrusted_files import kind_problem
 
 # One thread in each worker, as zarr sets it: threads of blosc's own lose more than they win on chunks this small.
 blosc.use_threads = False
@@ -49,15 +58,20 @@ class _ChunkFile:
     Closed when it is garbage. pread leaves no position behind, so a fork may share it.
     """
 
-    def __init__(self, path: str, chunks: int) -> None:
+    def __init__(self, path: str, chunks: int, chunk_bytes: int) -> None:
         try:
-            self.fd = os.open(path, os.O_RDONLY)
+            # a pipe is not waited for
+            self.fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
-            raise StoreError(f"{path}: cannot be opened: {error.strerror}") from error
+            reason = "is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+            raise StoreError(f"{path}: cannot be opened: {reason}") from error
         weakref.finalize(self, os.close, self.fd)
         self.path = path
         length = chunks * _INDEX_ENTRY.size + _CRC
-        size = os.fstat(self.fd).st_size
+        found = os.fstat(self.fd)
+        size = found.st_size
+        if not stat.S_ISREG(found.st_mode):
+            raise StoreError(f"{path}: cannot be opened: {kind_problem(found.st_mode)}")
         if size < length:
             raise StoreError(f"{path}: has {size} bytes, its index of {chunks} chunks alone has {length}: truncated?")
         self.data_bytes = size - length
@@ -65,6 +79,11 @@ class _ChunkFile:
         if not _sound(index):
             raise StoreError(f"{path}: the checksum of its index of chunks is wrong: damaged or truncated")
         self.index = index.tobytes()
+        if chunks * chunk_bytes > size * MOST_EXPANSION:
+            offsets = np.frombuffer(self.index, "<u8", 2 * chunks).reshape(-1, 2)
+            written = int((offsets != _MISSING).any(axis=1).sum())
+            if written * chunk_bytes > size * MOST_EXPANSION:
+                raise StoreError(f"{path}: has {size} bytes, and says that it makes {written * chunk_bytes} of them")
 
     def read(self, offset: int, length: int) -> NDArray[np.uint8]:
         """Exactly so many bytes, of which parts can be taken without a copy; raises StoreError."""
@@ -90,16 +109,6 @@ class OpenFiles:
         return OpenFiles, (self.limit,)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Layout:
-    """How an array lies in files. Lengths count along the first axis; the others are never split."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    chunk: int
-    chunks_per_file: int
-
-
 class Runs(NamedTuple):
     """Equally many rows from several places of an array: run r is values[first[r] : first[r] + count].
 
@@ -115,11 +124,12 @@ class ArrayReader:
 
     def __init__(self, path: Path, spec: ArraySpec, files: OpenFiles) -> None:
         self.path, self._files = str(path), files
-        self.layout = _layout(path, spec)
+        check_no_links(path, ".")
+        self.layout = read_layout(path, spec)
         self.shape, self.dtype = self.layout.shape, self.layout.dtype
         self._fill = spec.fill
         self._inner = "/0" * (len(self.shape) - 1)
-        self._chunk_bytes = self.layout.chunk * int(np.prod(self.shape[1:])) * self.dtype.itemsize
+        self._chunk_bytes = self.layout.chunk_bytes
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Rows start:stop of the first axis, (stop - start, ...) in the array's type. IndexError outside it."""
@@ -167,7 +177,7 @@ class ArrayReader:
         per_file = self.layout.chunks_per_file
         places: list[tuple[_ChunkFile, int, int, int]] = []  # file, offset, end, chunk
         for number, of_file in itertools.groupby(chunks, lambda chunk: chunk // per_file):
-            file = self._files.open(f"{self.path}/c/{number}{self._inner}", per_file)
+            file = self._files.open(f"{self.path}/c/{number}{self._inner}", per_file, self._chunk_bytes)
             for chunk in of_file:
                 offset, length = _INDEX_ENTRY.unpack_from(file.index, chunk % per_file * _INDEX_ENTRY.size)
                 if offset == length == _MISSING:
@@ -211,40 +221,18 @@ class ShardReader:
         self.path, self.recipe = Path(path), recipe
         self._files = OpenFiles() if files is None else files
         self._arrays: dict[str, ArrayReader] = {}
-        self._sealed = attributes = _attributes(self.path)
-        if problems := list(attribute_problems(self.path, attributes)):
-            raise StoreError(problems[0])
-        if (attributes.get("format"), attributes.get("version")) != (FORMAT, VERSION):
-            raise StoreError(
-                f"{path}: format {attributes.get('format')!r}, version {attributes.get('version')!r}; "
-                f"this software reads {FORMAT}, version {VERSION}"
-            )
-        # a store from before cuts were looked for has no num_cuts
-        counts = [{"num_cuts": 0, **attributes}.get(f"num_{of}") for of in ("videos", "starts", "points", "cuts")]
-        self.num_videos, self.num_starts, self.num_points, self.num_cuts = (
-            count if isinstance(count, int) else -1 for count in counts
-        )
-        if min(self.num_videos, self.num_starts, self.num_points, self.num_cuts) < 0:
-            raise StoreError(f"{path}: its counts of videos, start rows, points and cuts are {counts}")
+        self.counts, self._sealed = read_root(self.path)
+        self.num_videos, self.num_starts, self.num_points, self.num_cuts = self.counts
+        self.largest_row: int | None = None
+        """Points of the largest start row, once they are known: no chunk is larger."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_arrays": {}}
 
-    def _check_metadata(self, name: str) -> None:
-        if problems := list(metadata_problems(self.path, self._sealed, name)):
-            raise StoreError(problems[0])
-
     def texts(self) -> tuple[list[str], list[str]]:
         """(ids, paths) of the videos, num_videos of each."""
-        self._check_metadata("video")
-        attributes = _attributes(self.path / "video")
-        found = []
-        for key in ("id", "path"):
-            texts = attributes.get(key)
-            if not isinstance(texts, list) or len(texts) != self.num_videos:
-                raise StoreError(f"{self.path}/video: attribute {key} does not have {self.num_videos} entries")
-            found.append([str(text) for text in texts])
-        return found[0], found[1]
+        check_sealed(self.path, self._sealed, "video")
+        return read_texts(self.path, self.num_videos)
 
     def array(self, name: str) -> ArrayReader:
         """An array by its name in the store's spec. StoreError where the recipe has none of that name."""
@@ -253,11 +241,15 @@ class ShardReader:
             spec = _specs(self.recipe).get(name)
             if spec is None:
                 raise StoreError(f"{self.path}/{name}: a store of recipe {self.recipe.name} has no such array")
-            self._check_metadata(name)
+            check_no_links(self.path, name)
+            check_sealed(self.path, self._sealed, name)
             found = ArrayReader(self.path / name, spec, self._files)
-            length = spec.length(self.num_videos, self.num_starts, self.num_points, self.num_cuts)
+            length = spec.length(*self.counts)
             if found.shape[0] != length:
                 raise StoreError(f"{found.path}: has {found.shape[0]} rows, by the shard's counts {length}")
+            rows, largest = found.layout.chunk, self.largest_row
+            if spec.axis == "point" and largest is not None and rows > max(MOST_CHUNK_ROWS, largest):
+                raise StoreError(f"{found.path}/zarr.json: chunks of {rows} rows, the largest start row has {largest}")
             self._arrays[name] = found
         return found
 
@@ -277,70 +269,3 @@ def _sound(data: NDArray[np.uint8]) -> bool:
     """Whether data ends with the crc32c of the rest."""
     (crc,) = _NUMBER.unpack_from(data.data, len(data) - _CRC)
     return bool(google_crc32c.value(data[:-_CRC]) == crc)
-
-
-def _metadata(folder: Path, node_type: str) -> dict[str, Any]:
-    """The fields of a folder's zarr.json."""
-    file = folder / "zarr.json"
-    try:
-        fields = json.loads(file.read_bytes())
-    except OSError as error:
-        raise StoreError(f"{file}: cannot be opened: {error.strerror}") from error
-    except ValueError as error:
-        raise StoreError(f"{file}: is not JSON: {error}") from error
-    if not isinstance(fields, dict) or (fields.get("zarr_format"), fields.get("node_type")) != (3, node_type):
-        raise StoreError(f"{file}: is not the metadata of a zarr v3 {node_type}")
-    return fields
-
-
-def _attributes(group: Path) -> dict[str, Any]:
-    attributes = _metadata(group, "group").get("attributes", {})
-    if not isinstance(attributes, dict):
-        raise StoreError(f"{group}/zarr.json: attributes is {attributes!r}")
-    return attributes
-
-
-def _layout(path: Path, spec: ArraySpec) -> _Layout:
-    """Read and check an array's zarr.json; everything that this reader builds on is looked at."""
-    fields = _metadata(path, "array")
-    try:
-        (sharding,) = fields["codecs"]
-        inside = sharding["configuration"]
-        facts: list[tuple[str, Any, Any]] = [
-            ("data_type", fields["data_type"], spec.dtype),
-            ("fill_value", fields["fill_value"], "NaN" if np.isnan(spec.fill) else spec.fill),
-            ("chunk_grid", fields["chunk_grid"]["name"], "regular"),
-            ("chunk_key_encoding", _plain(fields["chunk_key_encoding"]), ("default", {"separator": "/"})),
-            ("storage_transformers", fields.get("storage_transformers", []), []),
-            ("codecs", sharding["name"], "sharding_indexed"),
-            ("codecs of a chunk", [_codec(c) for c in inside["codecs"]], ["bytes", "blosc", "crc32c"]),
-            ("codecs of the index", [_codec(c) for c in inside["index_codecs"]], ["bytes", "crc32c"]),
-            ("index_location", inside.get("index_location", "end"), "end"),
-        ]
-        facts += [(f"attribute {key}", fields["attributes"][key], value) for key, value in spec.attributes]
-        shape, per_file, per_chunk = (
-            [int(size) for size in sizes]
-            for sizes in (fields["shape"], fields["chunk_grid"]["configuration"]["chunk_shape"], inside["chunk_shape"])
-        )
-        for name, sizes in [("shape", shape), ("chunk_shape", per_file), ("chunk_shape of the codec", per_chunk)]:
-            facts.append((f"{name} after the first axis", sizes[1:], list(spec.inner)))
-        facts.append(("length of a file by that of a chunk", per_file[0] % per_chunk[0], 0))
-    except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise StoreError(f"{path}/zarr.json: a field is missing or wrong: {error!r}") from error
-    for what, found, expected in facts:
-        if found != expected:
-            raise StoreError(f"{path}/zarr.json: {what} is {found!r}; this reader knows {expected!r} alone")
-    if min(shape[0], per_file[0] - 1, per_chunk[0] - 1) < 0:
-        raise StoreError(f"{path}/zarr.json: shape {shape}, chunks {per_file} of {per_chunk}")
-    return _Layout(tuple(shape), np.dtype(spec.dtype).newbyteorder("<"), per_chunk[0], per_file[0] // per_chunk[0])
-
-
-def _plain(named: Any) -> tuple[str, dict[str, Any]]:
-    return named["name"], named.get("configuration", {})
-
-
-def _codec(codec: Any) -> str:
-    """A codec's name, with its byte order where that is not little-endian. blosc's options stand in its data."""
-    name, options = _plain(codec)
-    big = name == "bytes" and options.get("endian", "little") != "little"
-    return f"{name} ({options['endian']}-endian)" if big else name

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ class TrackReader:
             except (OSError, ValueError) as error:
                 raise StoreError(str(error)) from error
             listed = sorted([*table["places"].tolist(), *(failure.index for failure in failed)])
-            if listed != list(range(shard, self.info.num_videos, count)):
+            if not _same(listed, range(shard, self.info.num_videos, count)):
                 raise StoreError(f"{reader.path}: its videos and failures are not those that the list has for it")
             self._counts[shard] = (reader.num_videos, reader.num_starts, reader.num_points)
             tables.append(table)
@@ -220,7 +221,8 @@ class TrackReader:
             mine = mine[np.argsort(self.videos.number[mine])]
             num_starts, first_start = self.videos.num_starts[mine], self.videos.first_start[mine]
             row = np.arange(found.num_starts) - np.repeat(first_start, num_starts)  # of its video
-            points = np.repeat(self.videos.grid_size[mine].prod(axis=1), num_starts)
+            points = np.repeat(self.videos.grid_size[mine].astype(np.int64).prod(axis=1), num_starts)
+            found.largest_row = int(points.max(initial=0))
             expected = {
                 "start/frame": row * self._start_stride,
                 "start/first_point": np.concatenate([[0], np.cumsum(points)]),
@@ -230,6 +232,11 @@ class TrackReader:
                     raise StoreError(f"{found.path}/{name}: contradicts the videos' numbers of frames and grids")
             self._shards[shard] = found
         return found
+
+
+def _same(listed: list[int], places: range) -> bool:
+    """Whether they are the same numbers; a store can say that it has more than fit into memory."""
+    return len(listed) == len(places) and all(map(operator.eq, listed, places))
 
 
 def _read_flags(reader: ShardReader, name: str, starts: Sequence[int], count: int) -> Runs:

@@ -11,6 +11,9 @@ from data_specs.geometry import grid_size, start_frames, tracked_size
 from data_specs.track_store import StoreError
 from training.reading.shard_reader import ShardReader
 
+_LONGEST_SIDE = 1 << 16
+"""Of a frame, in pixels: AV1's."""
+
 
 @dataclasses.dataclass(frozen=True)
 class VideoRecord:
@@ -96,6 +99,11 @@ def shard_table(reader: ShardReader, shard: int) -> dict[str, Any]:
     count = reader.num_videos
     names = ("num_frames", "fps", "frame_size", "source_size", "grid_size")
     table: dict[str, Any] = {name: reader.read(f"video/{name}", 0, count) for name in names}
+    sizes = np.concatenate([table[name].ravel() for name in names if name.endswith("_size")])
+    if count and (sizes.min() < 0 or sizes.max() > _LONGEST_SIDE):
+        raise StoreError(
+            f"{reader.path}/video: sizes from {sizes.min()} to {sizes.max()}, no frame has {_LONGEST_SIDE}"
+        )
     first = reader.read("video/first_start", 0, count + 1)
     num_starts = np.diff(first)
     if first[0] != 0 or first[-1] != reader.num_starts or (num_starts < 0).any():
@@ -104,7 +112,9 @@ def shard_table(reader: ShardReader, shard: int) -> dict[str, Any]:
     if points[-1] != reader.num_points:
         raise StoreError(f"{reader.path}/video/grid_size: makes {points[-1]} points, the shard has {reader.num_points}")
     table["places"] = reader.read("video/index", 0, count)
-    table["ids"], table["paths"] = reader.texts()
+    ids, paths = reader.texts()
+    # most lists have no ids of their own: one text for both, in memory and pickled
+    table["ids"], table["paths"] = [path if own == path else own for own, path in zip(ids, paths, strict=True)], paths
     _check_geometry(reader, table, num_starts)
     return table | {
         "shard": np.full(count, shard, np.int32),
@@ -129,6 +139,7 @@ def _check_geometry(reader: ShardReader, table: dict[str, Any], num_starts: NDAr
         stride, keep_short = recipe.start_stride or 1, recipe.keep_short
         expected = len(start_frames(frames, recipe.length, recipe.frame_step, stride, keep_short=keep_short))
         for name, problem in [
+            ("num_frames", f"is {frames}" if frames < 1 else ""),
             ("source_size", f"is {_by(source)}" if min(source) < 1 else ""),
             (
                 "frame_size",
