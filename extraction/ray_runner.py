@@ -31,8 +31,6 @@ logger = logging.getLogger(__name__)
 _OBJECT_STORE_BYTES = 100 << 20
 # So many workers in turn that die as they start stop the run, unless others are at work.
 _MAX_FAILED_STARTS = 3
-
-
 # Ray waits for ever for a node that could start a worker, also where the only one there was is gone.
 _LOOK_SECONDS = 10.0
 
