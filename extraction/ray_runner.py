@@ -126,9 +126,9 @@ class RayExecutor:
         self._waiting.append(job)
         self._hand_out()
 
-    def next_result(self) -> tuple[Job, Result | WorkerLostError]:
+    def next_result(self) -> tuple[Job, Result | WorkerLostError] | None:
         """See `Executor`. Raises WorkerLostError where workers cannot be started."""
-        while True:
+        while self.working or not self.stopping():
             ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=_LOOK_SECONDS)
             if not ready:
                 _check_nodes()
@@ -152,6 +152,7 @@ class RayExecutor:
             self._hand_out()  # before the driver looks at the result
             if job is not None:
                 return job, result
+        return None
 
     def close(self) -> None:
         """See `Executor`."""
