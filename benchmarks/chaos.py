@@ -213,7 +213,7 @@ def main() -> int:
     parser.add_argument("--shards", type=int, default=6)
     parser.add_argument("--kills", type=int, default=100, help="SIGKILLs, at least")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--interval", type=float, default=3.0, help="mean seconds from one fault to the next")
+    parser.add_argument("--interval", type=float, default=1.5, help="mean seconds from one fault to the next")
     parser.add_argument("--damage", type=float, default=0.6, help="how likely the store is damaged between two runs")
     parser.add_argument("--minutes", type=float, default=60, help="give up after so long")
     parser.add_argument("--keep", action="store_true", help="keep the stores and logs")

@@ -316,8 +316,8 @@ class ShardLost:
 INTERRUPTED = 75
 DURING: list[Fault] = [
     KillBelow("worker", 60, says=r"worker lost|a worker died as it started", ends=frozenset()),
-    KillBelow("raylet", 4, says=None, ends=None),
-    KillBelow("gcs_server", 4, says=None, ends=None),
+    KillBelow("raylet", 2, says=None, ends=None),
+    KillBelow("gcs_server", 2, says=None, ends=None),
     SignalDriver(signal.SIGKILL, 12, ends=frozenset({-signal.SIGKILL})),
     SignalDriver(signal.SIGTERM, 3, ends=frozenset({INTERRUPTED, -signal.SIGTERM, 1})),
     SignalDriver(signal.SIGUSR1, 3, ends=frozenset({INTERRUPTED, -signal.SIGUSR1})),

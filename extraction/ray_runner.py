@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 _OBJECT_STORE_BYTES = 100 << 20
 # So many workers in turn that die as they start stop the run, unless others are at work.
 _MAX_FAILED_STARTS = 3
+# Ray waits for ever for a node that could start a worker, also where the only one there was is gone.
+_LOOK_SECONDS = 10.0
 
 
 class _Process:
@@ -124,10 +126,13 @@ class RayExecutor:
         self._waiting.append(job)
         self._hand_out()
 
-    def next_result(self) -> tuple[Job, Result | WorkerLostError]:
+    def next_result(self) -> tuple[Job, Result | WorkerLostError] | None:
         """See `Executor`. Raises WorkerLostError where workers cannot be started."""
-        while True:
-            ready, _ = ray.wait(list(self._calls), num_returns=1)
+        while self.working or not self.stopping():
+            ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=_LOOK_SECONDS)
+            if not ready:
+                _check_nodes()
+                continue
             worker, job = self._calls.pop(ready[0])
             result: Result | WorkerLostError
             try:
@@ -147,6 +152,7 @@ class RayExecutor:
             self._hand_out()  # before the driver looks at the result
             if job is not None:
                 return job, result
+        return None
 
     def close(self) -> None:
         """See `Executor`."""
@@ -178,6 +184,12 @@ class RayExecutor:
         logger.warning("a worker died as it started: %s", error)
         if self._failed_starts >= _MAX_FAILED_STARTS and all(job is None for _, job in self._calls.values()):
             raise WorkerLostError(f"{self._failed_starts} workers in turn died as they started: {error}") from error
+
+
+def _check_nodes() -> None:
+    """Raise WorkerLostError where no node is left that could do anything."""
+    if not any(node["Alive"] for node in ray.nodes()):
+        raise WorkerLostError("no node of the Ray cluster is alive any more")
 
 
 def gpu_share(workers_per_gpu: int) -> float:

@@ -54,8 +54,11 @@ class Executor(Protocol):
     def submit(self, job: Job) -> None:
         """Take a job; it runs as soon as there is room."""
 
-    def next_result(self) -> tuple[Job, Result | WorkerLostError]:
-        """Wait until any job is finished. Errors that are not the video's own (a full disk) are raised."""
+    def next_result(self) -> tuple[Job, Result | WorkerLostError] | None:
+        """Wait until any job is finished, or until none is at work and none will be (None): `stopping()` has come true.
+
+        Errors that are not the video's own (a full disk) are raised.
+        """
 
     def close(self) -> None:
         """Stop; jobs that still run are given up. May be called again."""
@@ -179,7 +182,9 @@ def run(
                 break
             if not stopping():
                 driver.hand_out()
-            driver.take(*executor.next_result(), stopping())
+            taken = executor.next_result()
+            if taken is not None:
+                driver.take(*taken, stopping())
     except BaseException as error:
         executor.close()
         driver.forgive()

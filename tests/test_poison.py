@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import REPOSITORY, store_bytes
 
@@ -190,6 +191,35 @@ sys.exit(main({arguments(clips, tmp_path / "s", "--workers", 2, "--max-tries", 2
 
 
 # --- nodes ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_ray_without_nodes_is_not_waited_for(clips, undisturbed, tmp_path):
+    """The raylet of the only node is killed, as the kernel may do; Ray itself would wait for another one for ever."""
+    store = tmp_path / "s"
+    driver = f"""
+import sys
+import extraction.ray_runner as runner
+runner._LOOK_SECONDS = 1
+from extraction.cli import main
+sys.exit(main({arguments(clips, store, "--workers", 1, executor="ray")!r}))
+"""
+    quick = {"RAY_health_check_initial_delay_ms": "0", "RAY_health_check_period_ms": "500",
+             "RAY_health_check_failure_threshold": "2"}  # fmt: skip
+    environment = {**os.environ, **quick, "PYTHONPATH": str(REPOSITORY)}
+    environment.pop("RAY_ADDRESS", None)
+    with subprocess.Popen([sys.executable, "-c", driver], env=environment, stderr=subprocess.PIPE, text=True) as run:
+        deadline = time.monotonic() + 120
+        while not list(store.glob("partial/*/*.tries")):
+            assert run.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        (raylet,) = [p for p in psutil.Process(run.pid).children() if p.name() == "raylet"]
+        raylet.kill()
+        _, said = run.communicate(timeout=240)
+    assert run.returncode == 1, said
+    assert "no node of the Ray cluster is alive any more; the same command goes on from here" in said
+    assert cli.main(arguments(clips, store)) == 0
+    assert store_bytes(store) == store_bytes(undisturbed)
 
 
 def test_a_node_that_leaves_in_the_middle(clips, undisturbed, tmp_path):

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -223,6 +224,16 @@ def test_sigterm_stays_with_the_handler_that_it_had(disconnected, tmp_path):
         assert received == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_run_that_is_asked_to_end_while_its_workers_start(disconnected, tmp_path):
+    """None of them is given a job then, and there is nothing to wait for."""
+    executor = RayExecutor(2)
+    submit(executor, tmp_path, *((i, "return") for i in range(3)))
+    answers = itertools.chain([False], itertools.repeat(True))  # it comes while they are waited for
+    executor.stopping = lambda: next(answers)
+    assert executor.next_result() is None
+    assert not runs(tmp_path, "*")
 
 
 def test_workers_see_one_gpu_each_and_are_spread_over_them(disconnected, tmp_path):
