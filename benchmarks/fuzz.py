@@ -143,9 +143,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         fuzz_targets.make_store(Path(folder))
         names = options.target or [target.name for target in fuzz_targets.all_targets(Path(folder))]
-        print(
-            "| target | inputs | refused | crashes | slowest, ms of CPU | growth, MB |\n| --- | --- | --- | --- | --- | --- |"
-        )
+        print("| target | inputs | refused | crashes | slowest, ms of CPU | growth, MB |")
+        print("| --- | --- | --- | --- | --- | --- |")
         seconds = options.seconds / len(names)
         for outcome in _in_children(Path(folder), names, options.seed, options.inputs, seconds):
             outcomes.append(outcome)
