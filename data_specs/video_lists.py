@@ -227,5 +227,5 @@ def _relative_path(path: str, root: Path) -> str | None:
             path = str(PurePosixPath(path).relative_to(root))
         except ValueError:
             return None
-    parts = PurePosixPath(path).parts
-    return None if ".." in parts or not parts else str(PurePosixPath(*parts))
+    pure = PurePosixPath(path)
+    return None if ".." in pure.parts or not pure.parts else str(pure)
