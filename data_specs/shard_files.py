@@ -29,7 +29,7 @@ def sealed(path: Path, attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def attribute_problems(path: Path, attributes: Mapping[str, Any]) -> Iterator[str]:
-    """Whether the root attributes are as they were written. Nothing to say of shards from before 0.4."""
+    """Whether the root attributes are as they were written. Nothing to say of shards from before 0.5."""
     if "crc32" not in attributes:
         return
     found = _crc32({key: value for key, value in attributes.items() if key != "crc32"})
@@ -40,7 +40,7 @@ def attribute_problems(path: Path, attributes: Mapping[str, Any]) -> Iterator[st
 def file_problems(path: Path, attributes: Mapping[str, Any], *, contents: bool) -> Iterator[str]:
     """Files that are missing, too many, of another size or, with `contents`, that hold other bytes than were written.
 
-    attributes: the shard's; from before 0.4 they do not tell of its files, and there is nothing to say.
+    attributes: the shard's; from before 0.5 they do not tell of its files, and there is nothing to say.
     """
     files = attributes.get("files")
     if not isinstance(files, dict):

@@ -35,7 +35,7 @@ def only_file(array: Path) -> Path:
 
 
 def unseal(store: Path) -> Path:
-    """Take the sizes and checksums of files out of a store: one from before 0.4, or of somebody who means harm."""
+    """Take the sizes and checksums of files out of a store: one from before 0.5, or of somebody who means harm."""
     for shard in (store / "shards").iterdir():
         document = json.loads((shard / "zarr.json").read_text())
         for seal in ("files", "failures", "crc32"):
