@@ -3,6 +3,7 @@
 import codecs
 import os
 import pickle
+import resource
 import struct
 from pathlib import Path
 
@@ -201,3 +202,30 @@ def test_no_more_than_files_is_opened(tmp_path):
     for name in ("pipe.pkl", "."):
         with pytest.raises(ArrayPickleError, match="not a file"):
             load_arrays(tmp_path / name)
+
+
+@pytest.mark.parametrize("index", [2**24, 2**31 - 1])
+def test_a_pickle_that_numbers_its_things_far_apart_takes_no_memory(tmp_path, index):
+    """The unpickler that is written in C makes room for twice as many: 34 GB for eight bytes."""
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x04Nr" + index.to_bytes(4, "little") + b".")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert load_arrays(tmp_path / "a.pkl") is None
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+
+
+def test_a_key_whose_hash_takes_for_ever_is_refused(tmp_path):
+    """A tuple of a tuple twice, of a tuple twice, …: 120 bytes, and 2⁴⁰ steps to hash or to print."""
+    bomb = b"K\x01" + b"2\x86" * 40
+    for content in (b"}" + bomb + b"Ns", b"}(" + bomb + b"Nu", b"(" + bomb + b"Nd", b"\x8f(" + bomb + b"\x90",
+                    b"cnumpy\ndtype\n(" + bomb + b"tR"):  # fmt: skip
+        (tmp_path / "a.pkl").write_bytes(b"\x80\x04" + content + b".")
+        with pytest.raises(ArrayPickleError, match=r"asks for (a dictionary whose keys|a set|arrays of type tuple)"):
+            load_arrays(tmp_path / "a.pkl")
+
+
+@pytest.mark.parametrize("opcode", [b"T", b"B", b"\x8e", b"\x8d", b"\x96", b"\x8b"])
+def test_a_length_that_the_file_has_not_is_refused(tmp_path, opcode):
+    size = 4 if opcode in (b"T", b"B", b"\x8b") else 8
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x05" + opcode + (2**31 - 1).to_bytes(size, "little") + b"abc.")
+    with pytest.raises(ArrayPickleError, match="2147483647 bytes follow"):
+        load_arrays(tmp_path / "a.pkl")
