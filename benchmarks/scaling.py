@@ -3,12 +3,14 @@
     python benchmarks/scaling.py lists --videos 240000 1000000 2000000
     python benchmarks/scaling.py stores --shards 480 120 --videos-per-shard 500 2000
     python benchmarks/scaling.py layout --videos 240000 --videos-per-shard 500
+    python benchmarks/scaling.py waiting --workers 128 1024 4096
 
 lists: makes lists of so many K400-like lines, and takes each through loading, digest and the plan of a new store, each
 size and format in a process of its own. stores: writes complete stores of that many shards, each of that many videos
 of one start row with six points, whose metadata are all there, and times the scan of a finished store (`plan_shards`)
 and a trainer's opening of it (`TrackReader`). layout: counts, from the rules by which shards are written, the files,
-folders and bytes of a store of 300-frame videos of 256 x 340.
+folders and bytes of a store of 300-frame videos of 256 x 340. waiting: what the driver pays for each result when
+so many calls are out; one process answers all of them.
 
 Seconds are CPU seconds unless they are called wall clock. Memory is what a fresh process's own (USS) grows by.
 """
@@ -200,6 +202,29 @@ def shard_layout(recipe: Recipe, videos: int, starts: int, points_per_start: int
     return files + len(groups), folders + len(groups), plain
 
 
+def waiting_figures(calls: int, results: int = 200) -> dict[str, float]:
+    """CPU and wall clock for each result that is waited for among so many calls, and for the call in its place."""
+    import ray  # noqa: PLC0415 (seconds to import, and for this alone)
+
+    class Answer:
+        def now(self) -> None:
+            """Nothing."""
+
+    ray.init(address="local", num_cpus=1, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
+    answer = ray.remote(Answer).remote()
+    ray.get(answer.now.remote())
+    out = dict.fromkeys(answer.now.remote() for _ in range(calls))
+    begun, cpu = time.perf_counter(), time.process_time()
+    for _ in range(results):
+        (ready,), _ = ray.wait(list(out), num_returns=1)
+        del out[ready]
+        ray.get(ready)
+        out[answer.now.remote()] = None
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - begun
+    ray.shutdown()
+    return {"CPU, ms": 1e3 * cpu / results, "wall clock, ms": 1e3 * wall / results}
+
+
 def show(columns: dict[str, dict[str, float]]) -> None:
     """A Markdown table with a column for each set of figures."""
     print("| | " + " | ".join(columns) + " |\n|" + " --- |" * (len(columns) + 1))
@@ -225,6 +250,8 @@ def main() -> None:
     layout.add_argument("--recipe", default="mme-object")
     layout.add_argument("--videos", type=int, nargs="+", default=[240_000])
     layout.add_argument("--videos-per-shard", type=int, nargs="+", default=[500])
+    waiting = parts.add_parser("waiting")
+    waiting.add_argument("--workers", type=int, nargs="+", default=[128, 1024, 4096])
     options = parser.parse_args()
     columns: dict[str, dict[str, float]] = {}
     if options.part == "layout":
@@ -233,6 +260,8 @@ def main() -> None:
             for per_shard in options.videos_per_shard:
                 columns[f"{videos:,} / {per_shard}"] = layout_figures(recipe, videos, per_shard)
         return show(columns)
+    if options.part == "waiting":
+        return show({f"{workers:,}": waiting_figures(workers) for workers in options.workers})
     for first in options.videos if options.part == "lists" else options.shards:
         for second in options.formats if options.part == "lists" else options.videos_per_shard:
             work = list_figures if options.part == "lists" else store_figures

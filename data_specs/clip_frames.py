@@ -24,20 +24,33 @@ class ClipFrames:
     """A video file, opened once for any number of clips; closes with `close` or at the end of a `with`.
 
     source_size: (height, width) of the upright frames in pixels, and num_frames, as the track store has them
-    (`video/source_size`, `video/num_frames`). short_side: as in the store's recipe. `frame_size` is the size of the
+    (`video/source_size`, `video/num_frames`). short_side: as in the store's recipe. file_bytes: size of the file that
+    was extracted, 0 where it is not known. `frame_size` is the size of the
     tracked frame, in whose pixels views are given.
 
-    Raises VideoOpenError here; while reading VideoDecodeError, and VideoChangedError where the file is no longer the
-    one that the store was extracted from.
+    Raises VideoOpenError here; while reading VideoDecodeError; and VideoChangedError, here or then, where the file is
+    no longer the one that the store was extracted from.
     """
 
     def __init__(
-        self, path: str | Path, *, source_size: tuple[int, int], num_frames: int, short_side: int | None
+        self,
+        path: str | Path,
+        *,
+        source_size: tuple[int, int],
+        num_frames: int,
+        short_side: int | None,
+        file_bytes: int = 0,
     ) -> None:
         self.path, self.num_frames = Path(path), num_frames
         self.source_size = (int(source_size[0]), int(source_size[1]))
         self.frame_size = tracked_size(self.source_size, short_side) if short_side else self.source_size
         check_file(path)
+        if file_bytes and (size := self.path.stat().st_size) != file_bytes:
+            raise VideoChangedError(
+                path,
+                f"the file has {size} bytes, the one that the track store was extracted from had {file_bytes}; extract "
+                "the video again (extract-tracks --verify does), or bring the old file back",
+            )
         try:
             self._access = FrameAccess(path, num_frames)
         except (av.FFmpegError, BrokenFrameError) as error:

@@ -94,7 +94,7 @@ def failures_seal(failures: Iterable[Failure]) -> list[int]:
 def failures_problems(store: Path, shard: int, attributes: Mapping[str, Any], *, contents: bool) -> Iterator[str]:
     """Whether a complete shard's file of failures has the size, or with `contents` the bytes, that it was written with.
 
-    attributes: the shard's; from before 0.4 they do not say, and there is nothing to find.
+    attributes: the shard's; from before 0.5 they do not say, and there is nothing to find.
     """
     sealed = attributes.get("failures")
     if sealed is None:

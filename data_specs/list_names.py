@@ -34,9 +34,10 @@ def path_problem(path: str) -> str | None:
     problem = text_problem(path)
     if problem:
         return problem
-    if path.startswith("/") or ".." in PurePosixPath(path).parts:
+    pure = PurePosixPath(path)
+    if path.startswith("/") or ".." in pure.parts:
         return "is not below the root"
-    return None if str(PurePosixPath(path)) == path != "." else "is not in its shortest form"
+    return None if str(pure) == path != "." else "is not in its shortest form"
 
 
 def columns_problem(ids: Sequence[str], paths: Sequence[str]) -> str | None:

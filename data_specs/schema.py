@@ -71,7 +71,7 @@ class VideoMeta:
     num_starts: int
     cuts: tuple[int, ...] = ()
     file_bytes: int = 0
-    """Size of the file; 0 where it is not known, as in stores from before 0.4."""
+    """Size of the file; 0 where it is not known, as in stores from before 0.5."""
     file_crc32: int = 0
 
     @property

@@ -74,14 +74,14 @@ def read_metadata(folder: Path, node_type: str, most_bytes: int = MOST_METADATA_
         raise StoreError(f"{file}: is not JSON: {error}") from error
     if not isinstance(fields, dict) or (fields.get("zarr_format"), fields.get("node_type")) != (3, node_type):
         raise StoreError(f"{file}: is not the metadata of a zarr v3 {node_type}")
+    if not isinstance(fields.get("attributes", {}), dict):
+        raise StoreError(f"{file}: attributes is not a mapping")
     return fields
 
 
 def read_attributes(group: Path, most_bytes: int = MOST_METADATA_BYTES) -> dict[str, Any]:
     """The attributes of a group. Raises StoreError."""
-    attributes = read_metadata(group, "group", most_bytes).get("attributes", {})
-    if not isinstance(attributes, dict):
-        raise StoreError(f"{group}/zarr.json: attributes is not a mapping")
+    attributes: dict[str, Any] = read_metadata(group, "group", most_bytes).get("attributes", {})
     return attributes
 
 

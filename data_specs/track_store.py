@@ -21,6 +21,7 @@ from data_specs.encoding import decode_flow, decode_histograms, decode_positions
 from data_specs.geometry import compensated_displacements, grid_points, grid_size
 from data_specs.recipe import Recipe
 from data_specs.schema import VideoMeta, array_specs
+from data_specs.shard_files import has_array
 from data_specs.store_info import StoreInfo
 from data_specs.store_metadata import (
     StoreError,
@@ -108,10 +109,7 @@ class TrackShard:
 
     def __contains__(self, name: str) -> bool:
         """Whether there is such an array; one that is lost is there, and raises StoreError when it is read."""
-        files = self._attributes.get("files")
-        if isinstance(files, dict):
-            return f"{name}/zarr.json" in files
-        return (self.path / name / "zarr.json").exists()
+        return has_array(self.path, self._attributes, name)
 
     def array(self, name: str) -> zarr.Array[Any]:
         """The array of that name, opened; nothing is read yet."""

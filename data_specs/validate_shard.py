@@ -1,7 +1,9 @@
 """Reads one shard back against its spec: what is wrong, and which of its videos that concerns."""
 
 import dataclasses
+import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -30,8 +32,8 @@ class Damage:
     problems: list[str]
     """Each as `place: what is wrong`."""
     videos: frozenset[int] | None
-    """Indices in the list of the videos that cannot be relied on; None for all of the shard. Where the damaged bytes
-    belong to no video, there are problems and this is empty."""
+    """Indices in the list of those that are there and cannot be relied on; None for all of the shard. Where the damaged
+    bytes belong to no video, there are problems and this is empty."""
     listed: tuple[tuple[int, str, str], ...] = ()
     """(index, id, path) of the videos and failures that are there."""
 
@@ -60,13 +62,14 @@ def shard_damage(store: TrackStore, number: int, root: Path | None = None) -> Da
             failures = [(f.index, f.id, f.path) for f in read_failures(store.path, number)]
         except (ValueError, OSError) as error:
             problems.append(str(error))
-    places = set(range(number, store.info.num_videos, store.info.num_shards))
-    there = [index for index, _, _ in (*listed, *failures)]
-    missing, foreign = sorted(places - set(there)), sorted(set(there) - places)
-    twice = sorted({index for index in there if there.count(index) > 1}) if len(there) > len(set(there)) else []
+    there = Counter(index for index, _, _ in (*listed, *failures))
+    places = range(number, store.info.num_videos, store.info.num_shards)  # may be more than fit into memory
+    missing = list(itertools.islice((place for place in places if place not in there), 10))
+    foreign = sorted(index for index in there if index not in places)
+    twice = sorted(index for index, times in there.items() if times > 1)
     if missing or foreign or twice:
         problems.append(
-            f"{where}: its videos and failures are not the list's: places missing {missing[:10]}, "
+            f"{where}: its videos and failures are not the list's: places missing {missing}, "
             f"foreign {foreign[:10]}, twice {twice[:10]}"
         )
     if not problems:  # bytes that no array is made of
@@ -76,8 +79,7 @@ def shard_damage(store: TrackStore, number: int, root: Path | None = None) -> Da
             if change := video_change(root / meta.path, meta):
                 problems.append(change)
                 damaged.add(meta.index)
-    videos = None if foreign or twice else frozenset(damaged | set(missing))
-    return Damage(problems, videos, (*listed, *failures))
+    return Damage(problems, None if foreign or twice else frozenset(damaged), (*listed, *failures))
 
 
 def video_change(path: Path, meta: VideoMeta) -> str | None:
@@ -190,7 +192,7 @@ class _ShardCheck:
             return
         assert recipe.start_stride is not None
         times = (meta.num_frames, recipe.length, recipe.frame_step, recipe.start_stride)
-        starts = list(start_frames(*times, keep_short=recipe.keep_short))
+        starts = start_frames(*times, keep_short=recipe.keep_short)
         if len(rows) != len(starts):
             yield f"{where}: has {len(rows)} start rows, must have {len(starts)} for {meta.num_frames} frames"
             return
@@ -205,7 +207,7 @@ class _ShardCheck:
             return
         for first in range(rows.start, rows.stop, _ROWS_AT_A_TIME):
             last = min(first + _ROWS_AT_A_TIME, rows.stop)
-            yield from self._rows(video, first, last, starts[first - rows.start : last - rows.start])
+            yield from self._rows(video, first, last, list(starts[first - rows.start : last - rows.start]))
 
     def _rows(self, video: int, first: int, last: int, starts: list[int]) -> Iterator[str]:
         """Check start rows first:last, all of one video; they begin at frames `starts`."""

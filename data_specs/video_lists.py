@@ -167,8 +167,8 @@ def _csv_rows(text: str, spec: ListOptions, where: str, problems: _Problems) -> 
             rows.append((number, row[spec.id_column].strip() if spec.id_column else None, path))
     except csv.Error as error:
         raise DatasetError(
-            f"{where}: line {reader.line_num}: is not comma-separated text: {error}; a quote that opens a field must "
-            "be closed, and quotes within are doubled"
+            f"{where}: line {reader.reader.line_num}: is not comma-separated text: {error}; "
+            "a quote that opens a field must be closed, and quotes within are doubled"
         ) from error
     return rows
 
@@ -227,5 +227,5 @@ def _relative_path(path: str, root: Path) -> str | None:
             path = str(PurePosixPath(path).relative_to(root))
         except ValueError:
             return None
-    parts = PurePosixPath(path).parts
-    return None if ".." in parts or not parts else str(PurePosixPath(*parts))
+    pure = PurePosixPath(path)
+    return None if ".." in pure.parts or not pure.parts else str(pure)

@@ -196,11 +196,11 @@ def extract_tracks(options: jsonargparse.Namespace, report: Callable[[Sequence[S
         return EXIT_DONE
     begin_store(store, info)
     with stopping_on_signals(options.grace_seconds) as stopping:
-        left = extract(Extraction(options, videos, info, store, device, weights), shards, stopping)
-    if left:
+        done = extract(Extraction(options, videos, info, store, device, weights), shards, stopping)
+    if done is None:
         logger.warning("the same command goes on from here")
         return EXIT_INTERRUPTED
-    return _exit_status(plan_shards(store, videos, options.shards, shards, retry_failed=False))
+    return _exit_status(done)
 
 
 def _chosen_recipe(options: jsonargparse.Namespace, videos: VideoList) -> Recipe:

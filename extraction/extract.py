@@ -42,14 +42,16 @@ class Extraction:
         )  # fmt: skip
 
 
-def extract(extraction: Extraction, shards: Sequence[int], stopping: Callable[[], bool]) -> bool:
-    """Do what is to do in the shards that no other run works on; returns whether something is left to do.
+def extract(extraction: Extraction, shards: Sequence[int], stopping: Callable[[], bool]) -> list[ShardPlan] | None:
+    """Do what is to do in the shards that no other run works on; returns how all are then, None if something is left.
 
     Those that another run works on are looked at again when the others are done.
     """
-    pending = {plan.shard for plan in extraction.plans(shards) if not plan.is_done}
+    plans = {plan.shard: plan for plan in extraction.plans(shards)}
+    pending = {shard for shard, plan in plans.items() if not plan.is_done}
     if not pending:
-        return False
+        return list(plans.values())
+    taken: set[int] = set()
     held: dict[int, str] = {}
     with ShardLocks(extraction.store) as locks:
         while pending and not stopping():
@@ -57,12 +59,16 @@ def extract(extraction: Extraction, shards: Sequence[int], stopping: Callable[[]
             held = {shard: holder for shard, holder in found.items() if holder is not None}
             if pending <= held.keys():
                 break
-            pending -= found.keys() - held.keys()
-            # only now nobody else changes what the plan is made from
-            _do_shards(extraction, sorted(found.keys() - held.keys()), stopping)
+            free = sorted(found.keys() - held.keys())
+            pending -= set(free)
+            taken |= set(free)
+            _do_shards(extraction, free, stopping)  # plans anew: from now on nobody else changes these shards
     for shard, holder in held.items():
         logger.warning("shard %d is left to %s, which works on it", shard, holder)
-    return bool(held) or stopping()
+    plans |= {plan.shard: plan for plan in extraction.plans(sorted(taken))}
+    if held or (stopping() and not all(plans[shard].is_done for shard in taken | pending)):
+        return None
+    return list(plans.values())
 
 
 def _do_shards(extraction: Extraction, shards: Sequence[int], stopping: Callable[[], bool]) -> None:

@@ -357,5 +357,6 @@ def _former(folder: ShardFolder, recipe: Recipe) -> tuple[dict[int, VideoSource]
 def check_shard(job: CheckJob) -> CheckResult:
     """Read a complete shard back. Raises StoreError where it is the store itself that cannot be read."""
     damage = shard_damage(TrackStore(job.store), job.shard, job.root)
-    damaged = [p for p, entry in enumerate(job.entries) if damage.videos is None or entry.index in damage.videos]
+    sound = set() if damage.videos is None else {index for index, _, _ in damage.listed} - damage.videos
+    damaged = [place for place, entry in enumerate(job.entries) if entry.index not in sound]
     return CheckResult(problems=tuple(damage.problems), damaged=tuple(damaged))

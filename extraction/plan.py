@@ -156,7 +156,7 @@ def _plan_shard(
     partial = folder.partial_names()
     todo, failed, recovered = [], 0, 0
     for place, entry in enumerate(entries):
-        if folder.tracks_path(place).name in partial:
+        if partial and folder.tracks_path(place).name in partial:
             recovered += complete
             continue
         if complete and entry.index not in listed:

@@ -43,7 +43,7 @@ pass_on() {
 # supervise SIGNAL COMMAND...: run a command to its end, through any number of signals, which reach it as SIGNAL;
 # its status is then in $status.
 supervise() {
-    local seen
+    local seen before
     stop_with=$1
     shift
     if [ "$signals" -gt 0 ]; then # it has not begun, and need not
@@ -53,12 +53,15 @@ supervise() {
     "$@" &
     child=$!
     if [ "$signals" -gt 0 ]; then pass_on; fi # it came before we knew whom to tell
+    before=""
     while :; do
         seen=$signals
         status=0
         wait "$child" || status=$?
-        if [ "$signals" -eq "$seen" ]; then break; fi # otherwise it was a signal that ended the waiting
+        if [ "$signals" -eq "$seen" ]; then break; fi # otherwise it may have been a signal that ended the waiting,
+        before=$status                                # or the command, and then the next wait knows of no process
     done
+    case "$status" in -1 | 127) status=${before:-$status} ;; esac
     child=""
     status=${stopped:-$status}
     if [ -f "$record.status" ]; then status=$(cat "$record.status"); fi

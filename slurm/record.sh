@@ -17,12 +17,15 @@ child=$!
 if [ "$signals" -gt 0 ]; then kill -USR1 "$child" 2>/dev/null; fi # it came before we knew whom to tell
 note() { if [ "$file" != /dev/null ]; then echo "$2" >"$file.tmp" && mv "$file.tmp" "$file.$1"; fi; }
 note pid "$child"
+before=""
 while :; do
     seen=$signals
     wait "$child"
     status=$?
-    if [ "$signals" -eq "$seen" ]; then break; fi
+    if [ "$signals" -eq "$seen" ]; then break; fi # otherwise it may have been a signal that ended the waiting,
+    before=$status                                # or the command, and then the next wait knows of no process
 done
+case "$status" in -1 | 127) status=${before:-$status} ;; esac
 note status "$status"
 rm -f "$file.pid"
 if [ "$status" -eq 75 ]; then exit 0; fi

@@ -412,6 +412,8 @@ def test_an_unreadable_video_is_skipped_by_name_and_nothing_takes_its_place(root
     assert sorted(reasons) == ["short.avi", "tall.avi"]
     assert "no such file" in reasons["tall.avi"]
     assert "VideoChangedError" in reasons["short.avi"]
+    was, now = ((folder / "short.avi").stat().st_size for folder in (root, tmp_path))
+    assert f"has {now} bytes, the one that the track store was extracted from had {was}" in reasons["short.avi"]
     assert isinstance(pickle.loads(pickle.dumps(batch["skipped"][0])), Skipped)
 
 
@@ -464,7 +466,7 @@ def test_what_does_not_fit_is_refused_with_what_would(root, store, fields, messa
 
 
 def test_heads_that_the_store_cannot_serve_are_named_together(root, tmp_path):
-    bare = extracted(root, tmp_path / "bare.tracks", hog="false", positions_in="stabilised", flow="dis")
+    bare = extracted(root, tmp_path / "bare.tracks", hog="false", positions_in="stabilised")
     heads = {name: HeadOptions() for name in ("displacement", "trajectory_hog", "hof")}
     with pytest.raises(StoreFitError) as caught:
         ClipDataset(bare, root, dataclasses.replace(RECIPE, heads=heads, remove_camera=False))

@@ -34,7 +34,7 @@ def start(tmp_path):
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
 
-    def start(*arguments, task=1, first=0, last=3, count=4, **environment):
+    def start(*arguments, task=1, first=0, last=3, count=4, start_new_session=False, **environment):
         own = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "MOTION_TARGETS"))}
         variables = {
             **own,
@@ -51,8 +51,9 @@ def start(tmp_path):
             **environment,
         }
         return subprocess.Popen(
-            ["bash", str(SCRIPT), *arguments], env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+            ["bash", str(SCRIPT), *arguments], env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=start_new_session,
+        )  # fmt: skip
 
     return start
 
@@ -130,6 +131,17 @@ def test_sigterm_reaches_the_command_as_sigusr1(start):
     status, _, said = signalled(start(STATUS="75", WAITS="1"), signal.SIGTERM)
     assert status == 75
     assert "scontrol requeue 7_1" in said
+
+
+def test_a_signal_to_every_process_is_seen_whichever_ends_first(start):
+    """As from Slurm. The command may be gone, and waited for, before the shell has looked at its own signal."""
+    for _ in range(15):
+        process = start(WAITS="1", start_new_session=True)
+        while "OMP_NUM_THREADS" not in process.stderr.readline():
+            pass
+        os.killpg(process.pid, signal.SIGTERM)
+        status, _, said = ended(process)
+        assert (status, said.count("scontrol requeue 7_1")) == (75, 1), said
 
 
 def test_75_without_a_signal_is_not_requeued(start):

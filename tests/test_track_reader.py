@@ -60,6 +60,7 @@ def test_a_video_whose_id_is_its_path_has_one_text_for_both(store):
     fields = json.loads(texts.read_text())
     fields["attributes"]["id"][1] = "of its own"
     texts.write_text(json.dumps(fields))
+    stores.seal_again(store / "shards" / "00000.zarr")
     for reader in (opened := TrackReader(store), pickle.loads(pickle.dumps(opened))):
         assert reader.videos.ids == ["a.avi", "sub folder/b.avi", "of its own", "d.avi", "e.avi"]
         assert reader.videos.paths == ["a.avi", "sub folder/b.avi", "c.avi", "d.avi", "e.avi"]

@@ -12,7 +12,7 @@ import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ def load_arrays(file: Path) -> Any:
         raise ArrayPickleError(f"{file}: not a file")  # a pipe would never end
     with file.open("rb") as stream:
         try:
-            return _Builder().build(_ArrayUnpickler(stream).load())
+            return _Builder().build(_ArrayUnpickler(_Bounded(stream, file.stat().st_size)).load())
         except _RefusedError as error:
             raise ArrayPickleError(
                 f"{file}: asks for {error}, which is no array, number or text. A pickle can run anything as it is "
@@ -60,7 +60,7 @@ class _Dtype:
 
     def __init__(self, code: object, _align: object = False, _copy: object = False) -> None:
         if not isinstance(code, str) or not _PLAIN.fullmatch(code):
-            raise _RefusedError(f"arrays of type {str(code)[:40]!r}")
+            raise _RefusedError(f"arrays of type {_shown(code)}")
         self.code = code
         self.big = False
 
@@ -91,7 +91,7 @@ class _Array:
         if not isinstance(dtype, _Dtype) or not isinstance(shape, tuple) or len(shape) > _MOST_AXES:
             raise ValueError("an array without type or shape")
         if any(type(side) is not int or side < 0 for side in shape):
-            raise ValueError(f"an array of shape {shape}")
+            raise ValueError("an array of a shape that is none")
         kind = dtype.built()
         count = math.prod(shape)
         if kind.hasobject and isinstance(data, list) and len(data) == count:
@@ -116,7 +116,61 @@ class _Scalar:
         return self._array.built(build)[0]
 
 
-class _ArrayUnpickler(pickle.Unpickler):
+class _Bounded:
+    """A file that is never asked for more than it has, whatever length a pickle says that a text of it has."""
+
+    def __init__(self, stream: BinaryIO, size: int) -> None:
+        self.readline, self._stream, self._left = stream.readline, stream, size
+
+    def read(self, size: int) -> bytes:
+        if size > self._left:
+            raise EOFError(f"it says that {size} bytes follow")
+        return self._stream.read(size)
+
+    def readinto(self, buffer: bytearray) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+# The one that is written in Python: the other makes room for as many things as a pickle says that it has.
+_PlainUnpickler: Any = pickle._Unpickler
+
+
+class _ArrayUnpickler(_PlainUnpickler):  # type: ignore[misc]
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(_PlainUnpickler.dispatch)
+
+    def load_keys(self) -> None:
+        """Before a dictionary takes keys: the hash of a tuple of tuples of tuples can take for ever."""
+        if not all(isinstance(key, (str, int, bytes)) for key in self.stack[::2]):
+            raise _RefusedError("a dictionary whose keys are no texts or numbers")
+
+    def load_dict(self) -> None:
+        self.load_keys()
+        super().load_dict()
+
+    def load_setitems(self) -> None:
+        self.load_keys()
+        super().load_setitems()
+
+    def load_setitem(self) -> None:
+        if not isinstance(self.stack[-2], (str, int, bytes)):
+            raise _RefusedError("a dictionary whose keys are no texts or numbers")
+        super().load_setitem()
+
+    def load_bytearray8(self) -> None:
+        self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))
+
+    def load_refused(self) -> None:
+        raise _RefusedError("a set, or a buffer that is not in it")
+
+    dispatch[pickle.DICT[0]] = load_dict
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+    for _code in (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.NEXT_BUFFER):
+        dispatch[_code[0]] = load_refused
+
     def find_class(self, module: str, name: str) -> Any:
         numpy_1 = re.sub(r"^numpy\._core\b", "numpy.core", module)
         # new functions each time: a pickle can set attributes of what it is given
@@ -124,6 +178,11 @@ class _ArrayUnpickler(pickle.Unpickler):
         if found is None:
             raise _RefusedError(f"{module}.{name}")
         return found
+
+
+def _shown(value: object) -> str:
+    """A value in one line; of what is no text its type, for a tuple of tuples can be shorter than what it says."""
+    return ascii(value[:40]) if isinstance(value, str) else type(value).__name__
 
 
 def _constructors() -> dict[tuple[str, str], Callable[..., Any]]:
@@ -148,7 +207,7 @@ def _constructors() -> dict[tuple[str, str], Callable[..., Any]]:
 
     def encode(text: str, encoding: str) -> bytes:
         if encoding not in ("latin1", "latin-1"):
-            raise _RefusedError(f"the encoding {encoding!r}")
+            raise _RefusedError(f"the encoding {_shown(encoding)}")
         return text.encode("latin-1")  # bytes, in pickles of protocol 2 and before
 
     def no_bytes() -> bytes:

@@ -178,6 +178,7 @@ class ClipDataset(Dataset[Batch]):
                     source_size=video.source_size,
                     num_frames=video.num_frames,
                     short_side=self.reader.info.recipe.short_side,
+                    file_bytes=video.file_bytes,
                 ) as opened:
                     opened.read_clips(shown, out=[frames[b] for b in of_video])
             except VideoError as error:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from data_specs.recipe import Recipe
 from data_specs.schema import ArraySpec, array_specs
+from data_specs.shard_files import has_array
 from data_specs.store_metadata import (
     MOST_CHUNK_ROWS,
     MOST_EXPANSION,
@@ -228,6 +229,10 @@ class ShardReader:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_arrays": {}}
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is such an array, in stores that may lack it."""
+        return has_array(self.path, self._sealed, name)
 
     def texts(self) -> tuple[list[str], list[str]]:
         """(ids, paths) of the videos, num_videos of each."""

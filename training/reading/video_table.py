@@ -33,6 +33,8 @@ class VideoRecord:
     frame_size: tuple[int, int]
     """Size of the tracked frames, in whose pixels trajectories are."""
     source_size: tuple[int, int]
+    file_bytes: int
+    """Size of the file that was extracted; 0 where the store does not say."""
     num_starts: int
     """Start rows; row r begins in frame r * start_stride."""
 
@@ -53,6 +55,7 @@ class VideoTable(Sequence[VideoRecord]):
     frame_size: NDArray[np.int32]
     source_size: NDArray[np.int32]
     grid_size: NDArray[np.int32]
+    file_bytes: NDArray[np.int64]
     num_starts: NDArray[np.int64]
     first_start: NDArray[np.int64]
     first_point: NDArray[np.int64]
@@ -83,6 +86,7 @@ class VideoTable(Sequence[VideoRecord]):
             fps=float(self.fps[key]),
             frame_size=(height, width),
             source_size=(source_height, source_width),
+            file_bytes=int(self.file_bytes[key]),
             num_starts=int(self.num_starts[key]),
         )
 
@@ -112,6 +116,8 @@ def shard_table(reader: ShardReader, shard: int) -> dict[str, Any]:
     if points[-1] != reader.num_points:
         raise StoreError(f"{reader.path}/video/grid_size: makes {points[-1]} points, the shard has {reader.num_points}")
     table["places"] = reader.read("video/index", 0, count)
+    sizes_known = "video/file_bytes" in reader
+    table["file_bytes"] = reader.read("video/file_bytes", 0, count) if sizes_known else np.zeros(count, np.int64)
     ids, paths = reader.texts()
     # most lists have no ids of their own: one text for both, in memory and pickled
     table["ids"], table["paths"] = [path if own == path else own for own, path in zip(ids, paths, strict=True)], paths
