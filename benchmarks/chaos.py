@@ -141,16 +141,20 @@ class Chaos:
     def inject(self, faults: list[Fault], driver: Driver | None) -> None:
         """One of the faults, if there is anything to do it to."""
         (fault,) = self.random.choices(faults, [fault.weight for fault in faults])
+        before = len(self.scene.drivers)
         words = fault.inject(self.scene, driver)
         if words is not None:
             # faults that run the command themselves are seen in that run's log
-            log = driver.log_path if driver else self.scene.drivers[-1].log_path if self.scene.drivers else None
+            run_by_it = self.scene.drivers[-1] if len(self.scene.drivers) > before else driver
+            log = run_by_it.log_path if run_by_it else None
             self.injections.append(Injection(fault, log, words))
             say(f"{self.kills:4d} kills, run {self.starts}: {fault.name}")
 
     def account(self, driver: Driver) -> bool:
         """Look at a driver that has ended; returns whether it left a store that is whole."""
         status, its = driver.status, [i for i in self.injections if i.log == driver.log_path]
+        complete = len(list(self.scene.store.glob("shards/*.zarr"))) == self.options.shards
+        closely, whole = "--verify" in driver.process.args, complete and status == self.expected  # type: ignore[operator]
         for injection in [i for i in self.injections if i.noticed is None]:
             before = sum(
                 i.fault is injection.fault and i.noticed == f"log {driver.log_path.name}" for i in self.injections
@@ -158,10 +162,8 @@ class Chaos:
             how = noticed(injection, driver, before)
             if how is not None:
                 injection.noticed = f"log {driver.log_path.name}" if how == "log" else how
-            elif injection in its and status not in (0, self.expected) and injection.fault.ends == frozenset():
+            elif injection in its and not (whole or injection.fault.nothing_to_see):
                 injection.noticed = "gone on with"  # its driver was ended before it could say so
-        complete = len(list(self.scene.store.glob("shards/*.zarr"))) == self.options.shards
-        closely, whole = "--verify" in driver.process.args, complete and status == self.expected  # type: ignore[operator]
         if whole and closely:
             self.scene.look_closely = False
         explained: set[int | None] = {self.expected} if complete else set()

@@ -315,11 +315,13 @@ class ShardLost:
 
 INTERRUPTED = 75
 DURING: list[Fault] = [
-    KillBelow("worker", 60, says=r"worker lost|a worker died as it started", ends=frozenset()),
+    # several in turn that die as they start end the run, with status 1
+    KillBelow("worker", 60, says=r"worker lost|a worker died as it started", ends=frozenset({1})),
     KillBelow("raylet", 2, says=None, ends=None),
     KillBelow("gcs_server", 2, says=None, ends=None),
     SignalDriver(signal.SIGKILL, 12, ends=frozenset({-signal.SIGKILL})),
-    SignalDriver(signal.SIGTERM, 3, ends=frozenset({INTERRUPTED, -signal.SIGTERM, 1})),
+    # while Python and Ray start, other handlers than ours
+    SignalDriver(signal.SIGTERM, 3, ends=frozenset({INTERRUPTED, -signal.SIGTERM, 1, 15})),
     SignalDriver(signal.SIGUSR1, 3, ends=frozenset({INTERRUPTED, -signal.SIGUSR1})),
     Suspend("worker", 6),
     Suspend("driver", 3),
@@ -353,4 +355,5 @@ def noticed(injection: Injection, driver: Driver, seen_before: int) -> str | Non
         return "log"
     if fault.ends is None and ended not in (0, None):
         return f"status {ended}"
-    return f"status {ended}" if fault.ends and ended in fault.ends else None
+    ends_it = isinstance(fault, SignalDriver) and fault.ends is not None and ended in fault.ends
+    return f"status {ended}" if ends_it else None
