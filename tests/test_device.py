@@ -12,6 +12,7 @@ import torch
 
 from data_specs.track_store import TrackStore
 from extraction import cli, inspect_cli, process_video
+from extraction import extract as extraction_steps
 from extraction.motion.gpu import device
 from extraction.motion.tvl1 import FAST
 from extraction.ray_runner import gpu_share
@@ -74,8 +75,8 @@ def test_one_of_several_devices_is_all_that_ray_sees(monkeypatch, name, visible,
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")  # also if it is to go: what is set here is undone later
     if visible is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert cli._shared_by_ray(name) == ("cuda", 3 if name == "cuda" else 1)
-    assert cli.os.environ.get("CUDA_VISIBLE_DEVICES") == shown
+    assert extraction_steps._shared_by_ray(name) == ("cuda", 3 if name == "cuda" else 1)
+    assert extraction_steps.os.environ.get("CUDA_VISIBLE_DEVICES") == shown
 
 
 @pytest.fixture
@@ -146,9 +147,9 @@ def test_a_worker_that_sees_no_device_stops_the_run(clips, tmp_path):
     ]  # fmt: skip
     driver = f"""
 import sys
-from extraction import cli
+from extraction import cli, extract
 cli.why_missing = lambda _: None
-cli.device_count = lambda _: 1
+extract.device_count = lambda _: 1
 sys.exit(cli.main({arguments!r}))
 """
     result = subprocess.run([sys.executable, "-c", driver], capture_output=True, text=True, timeout=200, check=False)

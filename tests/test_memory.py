@@ -53,7 +53,7 @@ def test_memory_does_not_grow_with_the_length_of_the_video(tmp_path: Path, monke
         video = VideoJob(
             store=store, shard=0, place=0, entry=entry, root=tmp_path, recipe=recipe, attempts=0, stall_seconds=600
         )
-        shard = ShardJob(store=store, shard=0, entries=(entry,), recipe=recipe, software={})
+        shard = ShardJob(store=store, shard=0, entries=(entry,), recipe=recipe, software={}, settings_sha256="")
         if stage == "assemble":
             run_job(video)
         tracemalloc.start()

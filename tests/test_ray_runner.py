@@ -171,7 +171,7 @@ class TestPool:
             raise ray.exceptions.ActorUnavailableError("no connection", None)
 
         with monkeypatch.context() as patch:
-            patch.setattr(ray, "wait", lambda calls, num_returns: (calls, []))
+            patch.setattr(ray, "wait", lambda calls, num_returns, timeout: (calls, []))
             patch.setattr(ray, "get", unavailable)
             assert isinstance(results(pool, 1)["a"], WorkerLostError)
         wait_until(lambda: ended(runs(tmp_path, "a")[0]))

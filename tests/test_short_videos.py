@@ -146,6 +146,10 @@ def test_without_the_option_short_videos_fail_and_with_it_the_others_are_the_sam
     recipes = [json.loads(files.pop("store.json"))["recipe"] for files in (without, kept)]
     assert [recipe.pop("keep_short") for recipe in recipes] == [False, True]
     assert recipes[0] == recipes[1]
+    roots = [json.loads(files.pop("shards/00000.zarr/zarr.json"))["attributes"] for files in (without, kept)]
+    assert roots[0].pop("settings_sha256") != roots[1].pop("settings_sha256")
+    assert roots[0].pop("crc32") != roots[1].pop("crc32")
+    assert roots[0] == roots[1]
     assert len(kept) > 20
     assert without == kept
 

@@ -36,7 +36,7 @@ def test_the_soak_s_counts_add_up(soaked):
     assert {(m.path, m.num_frames) for m in metas} == {(f"000/{n:06d}.avi", 7 + n % 6) for n in range(12)}
     store = figures["store"]
     assert (store["videos"], store["failed"], store["left in partial/"]) == (12, 0, 0)
-    assert store["files"] == 3 * store["files per shard"] + 1  # and store.json
+    assert store["files"] == 3 * store["files per shard"] + 2  # and store.json and locks
 
 
 def test_the_soak_s_times_fit_into_each_other(soaked):

@@ -159,7 +159,10 @@ def make_tracked_store(
                         cuts=film.cuts if recipe.detect_cuts else (),
                     )
                 )
-        job = ShardJob(store=store, shard=shard, entries=entries, recipe=recipe, software=info.software)
+        job = ShardJob(
+            store=store, shard=shard, entries=entries, recipe=recipe, software=info.software,
+            settings_sha256=info.settings_sha256,
+        )  # fmt: skip
         run_job(job)
     return store
 
