@@ -14,6 +14,7 @@ then on any run, after any crash, rolls it forward.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -215,18 +216,25 @@ class ShardFolder:
     def commit(self, staging: Path, failures: list[Failure]) -> None:
         """Put the shard written at `staging`/shard.zarr in place, and its failures; drop the partial files."""
         (staging / "failures.jsonl").write_bytes(to_lines(failures))
+        if not self.is_complete:
+            (staging / "former" / "none").mkdir(parents=True)
         sync_tree(staging)
         staging.rename(self._commit_path)
         sync(self.partial_path)
         self.roll_forward()
 
     def roll_forward(self) -> bool:
-        """Finish a commit that was begun; returns whether there was one."""
+        """Finish a commit that was begun; returns whether there was one.
+
+        A worker that outlives its driver may do the same at the same time: each rename works for one of them alone, and
+        none takes away what another has put in place, for `commit/former` is taken by the former shard, or from the
+        start where there was none.
+        """
         if not self._commit_path.exists():
             return False
         staged_failures, staged_shard = self._commit_path / "failures.jsonl", self._commit_path / "shard.zarr"
         listed = failures_path(self.store, self.shard)
-        if staged_failures.exists():
+        with contextlib.suppress(FileNotFoundError):
             if staged_failures.stat().st_size:
                 listed.parent.mkdir(exist_ok=True)
                 staged_failures.replace(listed)
@@ -235,9 +243,10 @@ class ShardFolder:
                 listed.unlink(missing_ok=True)
         if staged_shard.exists():
             self.complete_path.parent.mkdir(exist_ok=True)
-            if self.complete_path.exists():
-                self.complete_path.rename(temporary_sibling(self._commit_path))
-            staged_shard.rename(self.complete_path)
+            with _others_may_be_faster():
+                self.complete_path.rename(self._commit_path / "former")
+            with _others_may_be_faster():
+                staged_shard.rename(self.complete_path)
             sync(self.complete_path.parent)
         self.remove_partial()
         return True
@@ -245,9 +254,26 @@ class ShardFolder:
     def remove_partial(self) -> None:
         """Remove what is left of a shard's making, once it is in place."""
         # commit/ goes last: as long as it is there, the next run comes by here again
-        for leftover in self.partial_path.iterdir():
-            if leftover.is_dir() and leftover != self._commit_path:
-                shutil.rmtree(leftover)
-            elif leftover != self._commit_path:
-                leftover.unlink(missing_ok=True)
-        shutil.rmtree(self.partial_path)
+        with _others_may_be_faster():
+            for leftover in sorted(self.partial_path.iterdir(), key=lambda path: path == self._commit_path):
+                if not leftover.is_dir():
+                    leftover.unlink(missing_ok=True)
+                    continue
+                # from here on who works in it, or looks for commit/former, finds nothing, rather than some of it
+                gone = temporary_sibling(self._commit_path)
+                with _others_may_be_faster():
+                    leftover.rename(gone)
+                    shutil.rmtree(gone)
+            self.partial_path.rmdir()
+
+
+@contextlib.contextmanager
+def _others_may_be_faster() -> Iterator[None]:
+    """Pass over what another process has done meanwhile: what was to be moved or removed is gone, or something is in
+    its place.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+            raise
