@@ -285,7 +285,7 @@ class TrackStore:
         self.path = Path(path)
         file = self.path / "store.json"
         try:
-            fields = parse_json(read_bounded(file, MOST_METADATA_BYTES))
+            fields = parse_json(read_bounded(file, MOST_METADATA_BYTES, links=False))
         except OSError as error:
             raise StoreError(f"{self.path}: is not a track store: {file}: {error.strerror}") from error
         except ValueError as error:

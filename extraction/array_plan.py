@@ -56,7 +56,7 @@ def array_line(plans: Sequence[ShardPlan], options: jsonargparse.Namespace, argu
     """The line, ready for a shell and with its newline; empty where no shard is left.
 
     plans: of every shard. arguments: the words of plan's command line; all but plan's own go on to extract-tracks.
-    Raises ValueError where there are more tasks than Slurm takes.
+    Raises ValueError where there are more tasks than Slurm takes, or it takes no arrays.
     """
     left = [plan for plan in plans if not plan.is_done]
     failed = sum(plan.failed for plan in plans)
@@ -66,6 +66,8 @@ def array_line(plans: Sequence[ShardPlan], options: jsonargparse.Namespace, argu
         logger.info("nothing is left: %d of %d shards are complete", len(plans), len(plans))
         return ""
     largest = options.max_array_size or max_array_size()
+    if largest < 1:
+        raise ValueError("this cluster takes no arrays: its MaxArraySize is 0")
     parts = number_of_parts(len(plans), options.tasks, largest)
     tasks = sorted({plan.shard % parts for plan in left})
     logger.info(

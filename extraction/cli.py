@@ -33,6 +33,7 @@ def build_parser() -> jsonargparse.ArgumentParser:
     """The command line's options."""
     parser = jsonargparse.ArgumentParser(
         prog="extract-tracks",
+        allow_abbrev=False,  # slurm/extract_array.sbatch and plan know options by their names
         description="Extract the motion trajectories of a list of videos into a track store. Run the same command "
         "again after an interruption: what is done is not done again. `extract-tracks plan` with the same options "
         "prints the sbatch line for what is left.",

@@ -27,6 +27,7 @@ from data_specs.durable import sync, sync_tree, temporary_sibling, write_file
 from data_specs.failures import Failure, failures_path, failures_problems, to_lines
 from data_specs.shard_files import attribute_problems, file_problems, read_attributes
 from data_specs.track_store import StoreError, StoreInfo, TrackStore
+from data_specs.untrusted_files import MOST_METADATA_BYTES, read_bounded
 from extraction.motion.gpu.device import SOME_DEVICE
 from extraction.shard_locks import sign
 
@@ -118,6 +119,8 @@ def check_store(path: Path, info: StoreInfo) -> None:
                 raise StoreError(f"{path}: is not empty and not a track store; give another folder with --out")
             return
     there = TrackStore(path).info
+    for name in ("locks", "partial", "failures"):
+        _check_no_link(path / name)
     differing = [
         f"{name}: the store has {old}, this run {new}" for name, old, new in _settings(there, info) if old != new
     ]
@@ -133,6 +136,12 @@ def check_store(path: Path, info: StoreInfo) -> None:
         begun = f"with {package} {old_version}" if old_version else f"without {package}"
         now = new_version or "without"
         logger.warning("%s was begun %s, this is %s: videos may differ from those already in it", path, begun, now)
+
+
+def _check_no_link(path: Path) -> None:
+    """Raise StoreError for a link, by which files outside the store would be written or removed."""
+    if path.is_symlink():
+        raise StoreError(f"{path}: is a symbolic link; a store has none: put what it leads to in its place")
 
 
 def _settings(a: StoreInfo, b: StoreInfo) -> list[tuple[str, object, object]]:
@@ -164,6 +173,7 @@ class ShardFolder:
 
     def begin(self) -> None:
         """Make the folder of an unfinished shard; who does that must hold the shard's lock."""
+        _check_no_link(self.partial_path)
         self.partial_path.mkdir(parents=True, exist_ok=True)
         sign(self.store, self.shard)
 
@@ -205,7 +215,11 @@ class ShardFolder:
     def read_failed(self, place: int) -> Failure | None:
         """The failure recorded for a video since the shard was last complete, or None."""
         path = self.failed_path(place)
-        return Failure.from_line(path.read_text(encoding="utf-8"), str(path)) if path.exists() else None
+        try:
+            line = read_bounded(path, MOST_METADATA_BYTES, links=False).decode()
+        except FileNotFoundError:
+            return None
+        return Failure.from_line(line, str(path))
 
     def staging_path(self) -> Path:
         """A fresh temporary folder in which the shard is written before `commit`."""
@@ -230,6 +244,8 @@ class ShardFolder:
         none takes away what another has put in place, for `commit/former` is taken by the former shard, or from the
         start where there was none.
         """
+        _check_no_link(self.partial_path)
+        _check_no_link(self._commit_path)
         if not self._commit_path.exists():
             return False
         staged_failures, staged_shard = self._commit_path / "failures.jsonl", self._commit_path / "shard.zarr"

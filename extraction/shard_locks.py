@@ -8,6 +8,8 @@ import socket
 from pathlib import Path
 from types import TracebackType
 
+from data_specs.durable import write_file
+
 logger = logging.getLogger(__name__)
 
 
@@ -55,7 +57,7 @@ class ShardLocks:
 def sign(store: Path, shard: int) -> None:
     """Say in the shard's partial folder who works on it, for those who find it locked."""
     text = f"process {os.getpid()} on {socket.gethostname()}\n"
-    _holder_file(store, shard).write_text(text, encoding="utf-8")
+    write_file(_holder_file(store, shard), text)  # never through a link
 
 
 def _holder_file(store: Path, shard: int) -> Path:

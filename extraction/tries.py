@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_specs.durable import temporary_sibling
+from data_specs.untrusted_files import MOST_METADATA_BYTES, read_bounded
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,8 @@ def _put_back(path: Path, tries: Tries) -> None:
 def _read(path: Path) -> tuple[Tries, bool, str]:
     """What was counted before, whether a try has begun since, and the first line of its crash."""
     try:
-        first, _, crash = path.read_text(encoding="utf-8", errors="replace").partition("\n")
+        text = read_bounded(path, MOST_METADATA_BYTES, links=False).decode(errors="replace")
+        first, _, crash = text.partition("\n")
         fields = json.loads(first)
         tries = Tries(int(fields["lost"]), int(fields["ended"]), str(fields["cause"]))
         return tries, fields["begun"] is True, crash.partition("\n")[0].strip()

@@ -79,8 +79,10 @@ finish() {
         say "not finished, though no signal came: the lines above say why. Not requeued; submit the same line again later"
         exit 75
     fi
+    # by its number in the array: an array's last task has the array's own id, by which all of its tasks are shown
+    if [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then task="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"; fi
     # one that was cancelled, or that Slurm requeues itself, is in another state by now
-    state=$(scontrol --oneliner show job "$SLURM_JOB_ID" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p') || true
+    state=$(scontrol --oneliner show job "$task" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p') || true
     if [ "$state" != RUNNING ]; then
         say "not finished; Slurm has ended this job itself and requeues it if it was preempted"
         exit 75
@@ -90,7 +92,6 @@ finish() {
             "submit the same line again to go on"
         exit 75
     fi
-    if [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then task="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"; fi
     say "not finished: $task is requeued and goes on from here; requeue $((restarts + 1)) of at most" \
         "$MOTION_TARGETS_MAX_REQUEUES"
     trap '' USR1 TERM # requeuing sends SIGTERM

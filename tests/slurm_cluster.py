@@ -1,14 +1,14 @@
 """A Slurm cluster of two nodes on this machine, for the tests: real daemons, in namespaces of their own.
 
 Each node has its own network address, host name, scratch disk and view of the processes, so that it is to Slurm and Ray
-what a machine is. All of it is in one process-id namespace and ends with it: nothing is left behind, however the tests
-end.
+what a machine is. All of it is in one process-id namespace, which ends as the pipe from this process does: nothing is
+left behind, however the tests end.
 """
 
+import functools
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -82,7 +82,7 @@ for name in "$@"; do
     ip link add "to-$name" type veth peer name eth0 netns "$!"
     ip link set "to-$name" master lan up
 done
-wait
+cat # until the tests end
 """
 
 _NODE = """\
@@ -97,7 +97,19 @@ slurmd -D -N "$1" &
 wait
 """
 
+_PROBE = """\
+set -e
+ip link add lan type bridge
+unshare --net sleep 9 &
+until [ "$(readlink "/proc/$!/ns/net")" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.01; done
+ip link add to-n1 type veth peer name eth0 netns "$!"
+hostname probe
+mount -t tmpfs tmpfs /tmp
+"""
+"""What the two above need of the kernel and of the container, if this is one."""
 
+
+@functools.cache
 def why_not() -> str | None:
     """Why there can be no cluster here; None where there can."""
     missing = [name for name in _PROGRAMS if shutil.which(name) is None]
@@ -105,11 +117,13 @@ def why_not() -> str | None:
         return f"not installed: {', '.join(missing)} (Debian's slurm-wlm, munge and iproute2 have them)"
     if os.geteuid() != 0:
         return "Slurm's daemons and namespaces need root"
-    bridge = [*_NAMESPACES, "ip", "link", "add", "lan", "type", "bridge"]
-    tried = subprocess.run(bridge, capture_output=True, text=True, check=False)
-    if tried.returncode:
-        return f"no namespaces here: {tried.stderr.strip()}"
-    return None
+    try:
+        tried = subprocess.run(
+            [*_NAMESPACES, "bash", "-c", _PROBE], capture_output=True, text=True, timeout=30, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return "namespaces are not made here in 30 s"
+    return f"no namespaces here: {tried.stderr.strip()}" if tried.returncode else None
 
 
 class SlurmCluster:
@@ -125,6 +139,10 @@ class SlurmCluster:
             "PYTHONPATH": str(REPOSITORY),
         }
         self._process = process
+
+    def has_ended(self) -> bool:
+        """Whether there is no cluster any more."""
+        return self._process.poll() is not None
 
     def run(
         self, *command: str | Path, cwd: Path | None = None, check: bool = True, **environment: str
@@ -160,7 +178,8 @@ class SlurmCluster:
         end = time.monotonic() + seconds
         while not holds():
             if time.monotonic() > end:
-                raise TimeoutError(f"{what or holds} did not come in {seconds} s\n{self.run('squeue', '--all').stdout}")
+                queue = self.run("squeue", "--all", check=False)
+                raise TimeoutError(f"{what or holds} did not come in {seconds} s\n{queue.stdout}{queue.stderr}")
             time.sleep(0.1)
 
     def wait(self, job: str, seconds: float = 120) -> list[dict[str, str]]:
@@ -198,19 +217,25 @@ def slurm_cluster(max_array_size: int = 1001) -> Iterator[SlurmCluster]:
     process = subprocess.Popen(
         [*_NAMESPACES, "bash", str(folder / "cluster.sh"), str(folder), *NODES],
         env={**os.environ, "SLURM_CONF": str(folder / "slurm.conf")},
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
     )
     cluster = SlurmCluster(folder, process)
     try:
-        cluster.wait_until(lambda: _idle(cluster), 30, "the nodes")
+        cluster.wait_until(lambda: _idle(cluster), 120, "the nodes")
         yield cluster
     finally:
-        process.send_signal(signal.SIGKILL)  # and with it, by the kernel, everything in the namespace
-        process.wait()
-        shutil.rmtree(folder)
+        assert process.stdin is not None
+        process.stdin.close()  # the first process of the namespace ends, and with it, by the kernel, all that is in it
+        try:
+            process.wait(60)
+        finally:
+            process.kill()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _idle(cluster: SlurmCluster) -> bool:
+    if cluster.has_ended():
+        raise RuntimeError("the cluster could not be started; what it said is above")
     if not (cluster.folder / "slurmctld.out").exists():
         return False
     said = cluster.run("sinfo", "--noheader", "--Node", "--format=%N %t", check=False)

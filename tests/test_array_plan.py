@@ -7,7 +7,7 @@ import shutil
 import pytest
 from conftest import REPOSITORY
 
-from extraction import cli
+from extraction import array_plan, cli
 from extraction.array_plan import array_list, max_array_size, number_of_parts, run_arguments
 from extraction.plan import parse_part
 
@@ -143,6 +143,22 @@ def test_the_largest_array_is_what_slurm_says(tmp_path, monkeypatch):
     assert max_array_size() == 77
     scontrol.write_text("#!/bin/sh\nexit 1\n")
     assert max_array_size() == 1001
+
+
+def test_a_cluster_without_arrays_is_said_to_be_one(options, capsys, monkeypatch):
+    monkeypatch.setattr(array_plan, "max_array_size", lambda: 0)
+    status, words, said = plan(capsys, *options)
+    assert (status, words) == (2, [])
+    assert "this cluster takes no arrays" in said
+
+
+@pytest.mark.parametrize("abbreviated", ["--task=2", "--thro=1", "--onl=1"])
+def test_options_are_given_by_their_whole_names(options, capsys, abbreviated):
+    """Otherwise plan's own would go on to the tasks."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["plan", *options, abbreviated])
+    assert ended.value.code == 2
+    assert capsys.readouterr().out == ""
 
 
 def test_help_names_its_options_and_the_run_s(capsys):

@@ -1,6 +1,7 @@
 """What is damaged in a store is found, and extracted again, without touching what is sound."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -175,6 +176,41 @@ def test_a_video_that_is_written_to_while_it_is_read_is_refused(clips, tmp_path,
     assert (failure["error"], failure["message"]) == (
         "VideoChangedError", "was written to while it was read; extract it again when it is whole",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["locks", "partial", "failures", "partial/00000", "partial/00000/commit"])
+def test_a_store_whose_links_lead_elsewhere_is_not_written_to(clips, store, tmp_path, capsys, name):
+    """It came from somebody else, and is gone on with or mended."""
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "00000").mkdir(parents=True)
+    (elsewhere / "00000" / "precious").write_text("x")
+    (store / "locks").unlink(missing_ok=True)
+    shutil.rmtree(store / "partial", ignore_errors=True)
+    (store / name).parent.mkdir(parents=True, exist_ok=True)
+    (store / name).symlink_to(elsewhere)
+    shutil.rmtree(store / "shards/00000.zarr/displacement")
+    assert extract(clips, store) == 2
+    assert f"{store / name}: is a symbolic link" in capsys.readouterr().err
+    assert [str(path.relative_to(elsewhere)) for path in elsewhere.rglob("*")] == ["00000", "00000/precious"]
+
+
+def test_who_works_on_a_shard_is_not_said_through_a_link(clips, undisturbed, store, tmp_path):
+    (tmp_path / "precious").write_text("x")
+    shutil.rmtree(store / "shards/00000.zarr/displacement")
+    (store / "partial/00000").mkdir(parents=True)
+    (store / "partial/00000/holder").symlink_to(tmp_path / "precious")
+    assert extract(clips, store) == 0
+    assert (tmp_path / "precious").read_text() == "x"
+    assert store_bytes(store) == store_bytes(undisturbed)
+
+
+@pytest.mark.parametrize("name", ["000000.failed", "000000.tries"])
+def test_a_pipe_in_partial_is_not_waited_for(clips, store, capsys, name):
+    shutil.rmtree(store / "shards/00000.zarr")
+    (store / "partial/00000").mkdir(parents=True)
+    os.mkfifo(store / "partial/00000" / name)
+    assert extract(clips, store) == 1
+    assert "is a pipe, not a file" in capsys.readouterr().err
 
 
 def test_a_shard_s_seal_is_over_every_file(undisturbed):

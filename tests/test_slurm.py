@@ -122,12 +122,15 @@ def test_what_plan_prints_does_what_is_left(cluster, videos, local_store, tmp_pa
 
 
 def test_the_time_limit_requeues_by_the_script_s_own_options(cluster, stand_in, tmp_path):
-    """Two minutes before the end of two minutes is as soon as Slurm looks, which it does every half minute."""
-    job = cluster.sbatch("--array=0", "--time=2", script("extract_array"), cwd=tmp_path, MOTION_TARGETS_BIN=stand_in)
-    (ended,) = cluster.wait(job)
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
-    assert "SIGUSR1: no new work is begun" in log(tmp_path, f"{job}_0")
-    assert log(tmp_path, f"{job}_0").endswith("all done\n")
+    """Two minutes before the end of two minutes is as soon as Slurm looks, which it does every half minute.
+
+    Of two tasks, the last has the array's own id.
+    """
+    job = cluster.sbatch("--array=0-1", "--time=2", script("extract_array"), cwd=tmp_path, MOTION_TARGETS_BIN=stand_in)
+    assert [(ended["JobState"], ended["Restarts"]) for ended in cluster.wait(job)] == [("COMPLETED", "1")] * 2
+    for task in (f"{job}_0", f"{job}_1"):
+        assert "SIGUSR1: no new work is begun" in log(tmp_path, task)
+        assert log(tmp_path, task).endswith("all done\n")
 
 
 def test_a_cancelled_task_stays_cancelled(cluster, stand_in, tmp_path):

@@ -20,9 +20,12 @@ while [ "$signals" -lt "${WAITS:-0}" ]; do sleep 0.02; done
 exit "${STATUS:-0}"
 """
 
+# By an array's id, Slurm shows all of its tasks, and one of them has that id itself
 SCONTROL = """#!/usr/bin/env bash
 echo "scontrol $*" >&2
-if [ "$1" = --oneliner ]; then echo "JobId=8 ArrayJobId=7 JobName=x UserId=a(1) JobState=$STATE Reason=None"; fi
+if [ "$1" != --oneliner ]; then exit; fi
+if [ "$4" = 7 ]; then echo "JobId=9 ArrayJobId=7 JobName=x UserId=a(1) JobState=COMPLETED Reason=None"; fi
+echo "JobId=8 ArrayJobId=7 JobName=x UserId=a(1) JobState=$STATE Reason=None"
 """
 
 
@@ -125,6 +128,12 @@ def test_an_interrupted_task_is_requeued_however_often_it_is_signalled(start):
     assert said.count("SIGUSR1: no new work is begun") == 4
     assert "7_1 is requeued and goes on from here; requeue 3 of at most 100" in said
     assert said.count("scontrol requeue 7_1\n") == 1
+
+
+def test_the_last_task_whose_id_is_the_array_s_is_requeued_too(start):
+    status, _, said = signalled(start(STATUS="75", WAITS="1", SLURM_JOB_ID="7"))
+    assert status == 75
+    assert "scontrol requeue 7_1" in said
 
 
 def test_sigterm_reaches_the_command_as_sigusr1(start):
