@@ -5,6 +5,7 @@ import hashlib
 import json
 from typing import Any, TypeVar
 
+from data_specs.list_names import text_problem
 from data_specs.recipe import Recipe, RecipeError
 from data_specs.schema import FORMAT, VERSION
 from data_specs.store_metadata import StoreError
@@ -71,16 +72,16 @@ class StoreInfo:
         weights = fields.get("weights")
         try:
             info = cls(
-                dataset=str(fields["dataset"]["name"]),
-                split=str(fields["dataset"]["split"]),
+                dataset=_text(fields["dataset"]["name"]),
+                split=_text(fields["dataset"]["split"]),
                 recipe=Recipe.from_json(_present_fields(fields["recipe"]), where),
-                list_sha256=str(fields["list"]["sha256"]),
+                list_sha256=_text(fields["list"]["sha256"]),
                 num_videos=_count(fields["list"]["videos"], 0, MOST_VIDEOS),
                 num_shards=_count(fields["shards"], 1, MOST_SHARDS),
-                software={str(k): str(v) for k, v in fields["software"].items()},
+                software={_text(k): _text(v) for k, v in fields["software"].items()},
                 clip_stride=_optional(fields["dataset"].get("clip_stride"), int),
                 flip=_optional(fields["dataset"].get("flip"), bool),
-                weights_sha256=None if weights is None else _optional(weights["sha256"], str),
+                weights_sha256=None if weights is None else _text(weights["sha256"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError, RecipeError) as error:
             raise StoreError(f"{where}: a field is missing or wrong: {error}") from error
@@ -93,6 +94,15 @@ def _count(value: Any, least: int, most: int) -> int:
     """The value, where it is a whole number within these bounds."""
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"{str(value)[:100]} is not a whole number from {least} to {most}")
+    return value
+
+
+def _text(value: Any) -> str:
+    """The value, where it is a text of one line that no terminal minds."""
+    if type(value) is not str:
+        raise TypeError(f"{str(value)[:100]!a} is not a text")
+    if value and (problem := text_problem(value)):
+        raise ValueError(f"{value[:100]!a} {problem}")
     return value
 
 

@@ -18,6 +18,7 @@ Decided here, once:
 """
 
 import logging
+import os
 import re
 from collections.abc import Iterator
 from itertools import chain
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 from data_specs.container import BrokenFrameError, decode_frames, read_header
 from data_specs.cpu_decord import decord
 from data_specs.geometry import tracked_size
-from data_specs.untrusted_files import kind_problem
+from data_specs.untrusted_files import open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,9 @@ _MISCOUNTED_FRAMES, _MISCOUNTED = 2, 0.01
 # Up to this much decord may hold: all of the video's frames, as RGB and as YUV 4:2:0.
 _MOST_AHEAD_BYTES = 512 << 20
 _BYTES_AHEAD_PER_PIXEL = 4.5
+
+_PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD")
+"""How files begin from which FFmpeg goes on to others, wherever those lie: HLS, its own concat, DASH and IMF."""
 
 _DECORD_ERRORS = (decord.DECORDError, decord.DECORDLimitReachedError)
 
@@ -94,15 +98,16 @@ class VideoChangedError(VideoError):
 
 
 def check_file(path: str | Path) -> None:
-    """Raise VideoOpenError where there is no file, one that is no regular file, or one with nothing in it."""
+    """Raise VideoOpenError where there is no file, one that is no regular file, empty, or only names other files."""
     try:
-        found = Path(path).stat()
+        with os.fdopen(open_regular(path), "rb", buffering=0) as file:  # a pipe would be waited for
+            begin = file.read(16)
     except OSError as error:
         raise VideoOpenError(path, (error.strerror or "cannot be read").lower()) from error
-    if problem := kind_problem(found.st_mode):  # a pipe would be waited for
-        raise VideoOpenError(path, problem)
-    if found.st_size == 0:
+    if not begin:
         raise VideoOpenError(path, "the file is empty")
+    if begin.startswith(_PLAYLISTS):
+        raise VideoOpenError(path, "is a playlist, which names other files, not a video")
 
 
 class Video:

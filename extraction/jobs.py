@@ -32,7 +32,6 @@ from data_specs.video import (
     VideoChangedError,
     VideoError,
     VideoTooShortError,
-    check_file,
 )
 from data_specs.video_files import video_path
 from extraction.commit import ShardFolder, check_unchanged
@@ -235,7 +234,6 @@ def _extract(job: VideoJob, path: Path, timer: StageTimer) -> tuple[int, int]:
     assert recipe.start_stride is not None
     with timer("decode"):
         file = video_path(job.root, job.entry.path, follow_links=job.follow_links)
-        check_file(file)
         file_bytes, file_crc32 = size_and_crc32(file)
         before = file.stat()
         video = Video(file, recipe.short_side)

@@ -69,7 +69,7 @@ supervise() {
 
 # End the job with $status, or have Slurm begin it again where a signal stopped it before it was done.
 finish() {
-    local restarts=${SLURM_RESTART_COUNT:-0} state task=$SLURM_JOB_ID
+    local restarts=${SLURM_RESTART_COUNT:-0} state="" pause task=$SLURM_JOB_ID
     case "$status" in
         75 | 138 | 143) ;; # stopped in order; or by SIGUSR1 or SIGTERM before it could heed them
         *) exit "$status" ;;
@@ -82,7 +82,15 @@ finish() {
     # by its number in the array: an array's last task has the array's own id, by which all of its tasks are shown
     if [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then task="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"; fi
     # one that was cancelled, or that Slurm requeues itself, is in another state by now
-    state=$(scontrol --oneliner show job "$task" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p') || true
+    for pause in 0 5 20; do # a busy controller may not answer
+        sleep "$pause"
+        state=$(scontrol --oneliner show job "$task" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p') || true
+        if [ -n "$state" ]; then break; fi
+    done
+    if [ -z "$state" ]; then
+        say "not finished, and not requeued, for scontrol says nothing of this job; submit the same line again to go on"
+        exit 75
+    fi
     if [ "$state" != RUNNING ]; then
         say "not finished; Slurm has ended this job itself and requeues it if it was preempted"
         exit 75

@@ -177,6 +177,19 @@ def test_what_slurm_has_ended_is_not_requeued(start, state):
     assert "scontrol requeue" not in said
 
 
+@pytest.mark.parametrize(("silent", "says"), [(2, "scontrol requeue 7_1"), (3, "scontrol says nothing of this job")])
+def test_a_controller_that_does_not_answer_is_asked_again(start, tmp_path, silent, says):
+    process = start(STATUS="75", WAITS="1", COUNT=str(tmp_path / "asked"))
+    (tmp_path / "bin" / "sleep").write_text('#!/bin/sh\ncase "$1" in 5 | 20) exit ;; esac\nexec /bin/sleep "$1"\n')
+    (tmp_path / "bin" / "sleep").chmod(0o755)
+    silence = f'if [ "$1" = --oneliner ] && echo >>"$COUNT" && [ "$(wc -l <"$COUNT")" -le {silent} ]; then exit 1; fi'
+    (tmp_path / "bin" / "scontrol").write_text(f"{SCONTROL.splitlines()[0]}\n{silence}\n{SCONTROL}")
+    status, _, said = signalled(process)
+    assert status == 75
+    assert says in said
+    assert (tmp_path / "asked").read_text() == "\n" * 3
+
+
 def test_the_scripts_find_their_folder_from_slurm_s_copy(tmp_path):
     """Slurm runs /var/spool/…/slurm_script; where it came from is in scontrol's Command, with its arguments."""
     copy = tmp_path / "spool" / "slurm_script"

@@ -9,9 +9,11 @@ import pytest
 
 from data_specs import dataset as dataset_module
 from data_specs.dataset import DatasetError, DatasetSpec, list_digest, load_spec, load_videos, parse_list
+from data_specs.demo_clips import write_clip
 from data_specs.plain_yaml import MOST_BYTES, PlainYamlError, parse_yaml
 from data_specs.recipe import RecipeError, load_recipe
-from data_specs.video import VideoOpenError
+from data_specs.scene import random_scene
+from data_specs.video import Video, VideoOpenError
 from data_specs.video_files import VideoOutsideRootError, check_links, video_path
 from training.recipe import load_recipe as load_training_recipe
 
@@ -147,6 +149,20 @@ def test_a_template_is_filled_with_what_leads_nowhere_else():
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:1,\n{0}\n#EXT-X-ENDLIST\n",
+                                  "ffconcat version 1.0\nfile '{0}'\n", "<?xml version='1.0'?>\n<MPD/>"])  # fmt: skip
+@pytest.mark.parametrize("name", ["a.m3u8", "a.mp4"])
+def test_a_playlist_does_not_lead_out_of_the_root(tmp_path, text, name):
+    """FFmpeg decodes what one names, wherever that is."""
+    write_clip(tmp_path / "secret.avi", random_scene(1, 1.5, (64, 96)), 9)
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / name).write_text(text.format(tmp_path / "secret.avi"))
+    with pytest.raises(VideoOpenError, match="is a playlist, which names other files"):
+        video_path(tmp_path / "root", name, follow_links=False)
+    with pytest.raises(VideoOpenError, match="is a playlist, which names other files"):
+        Video(tmp_path / "root" / name, None)
 
 
 def test_what_is_no_regular_file_is_never_waited_for(tmp_path):

@@ -85,6 +85,10 @@ def refused(store, said, readers=READERS):
         ({"dataset": None}, "a field is missing or wrong"),
         ({"software": []}, "a field is missing or wrong"),
         ({"format": [[]]}, "is not a track store's"),
+        ({"dataset__name": "\x1b[2Jk400"}, r"a field is missing or wrong: '\\x1b\[2Jk400' holds the character"),
+        ({"dataset__split": 7}, "'7' is not a text"),
+        ({"list__sha256": "a\nb"}, "holds the character"),
+        ({"software": {"zarr\x07": "3"}}, "holds the character"),
     ],
 )
 def test_store_json_is_held_to_bounds(store, fields, said):
@@ -238,7 +242,7 @@ def link_away(path: Path, folder: Path):
 
 
 @pytest.mark.parametrize(
-    "name", ["shards", SHARD, f"{SHARD}/start", f"{SHARD}/hog", f"{SHARD}/hog/c", f"{SHARD}/hog/c/0/0/0",
+    "name", ["store.json", "shards", SHARD, f"{SHARD}/start", f"{SHARD}/hog", f"{SHARD}/hog/c", f"{SHARD}/hog/c/0/0/0",
              f"{SHARD}/hog/zarr.json", f"{SHARD}/zarr.json", f"{SHARD}/video/index/c/0"],
 )  # fmt: skip
 def test_a_store_has_no_links(store, tmp_path, name):
