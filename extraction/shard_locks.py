@@ -47,7 +47,7 @@ class ShardLocks:
 
     def _holder(self, shard: int) -> str:
         try:
-            return _holder_file(self._store, shard).read_text(encoding="utf-8").strip()
+            return holder_file(self._store, shard).read_text(encoding="utf-8").strip()
         except OSError:
             return "another process"
 
@@ -55,8 +55,9 @@ class ShardLocks:
 def sign(store: Path, shard: int) -> None:
     """Say in the shard's partial folder who works on it, for those who find it locked."""
     text = f"process {os.getpid()} on {socket.gethostname()}\n"
-    _holder_file(store, shard).write_text(text, encoding="utf-8")
+    holder_file(store, shard).write_text(text, encoding="utf-8")
 
 
-def _holder_file(store: Path, shard: int) -> Path:
+def holder_file(store: Path, shard: int) -> Path:
+    """Where it says who works on a shard; there as long as somebody does, or has not finished."""
     return store / "partial" / f"{shard:05d}" / "holder"

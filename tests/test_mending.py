@@ -187,3 +187,44 @@ def test_a_shard_s_seal_is_over_every_file(undisturbed):
     for key in attributes.keys() - {"crc32"}:
         changed = {**attributes, key: "x"}
         assert list(attribute_problems(shard, changed)), key
+
+
+@pytest.mark.parametrize("name", ["valid/zarr.json", "video/zarr.json", "zarr.json"])
+def test_a_shard_is_not_given_up_where_no_video_is_there(clips, undisturbed, store, tmp_path, capsys, name):
+    """As where the folder of the videos is not mounted; what of the shard is sound would be lost. Others are done."""
+    away = tmp_path / "away"
+    away.mkdir()
+    shutil.copy(clips / "list.txt", away)
+    for shard in ("00000", "00001"):
+        file = store / f"shards/{shard}.zarr" / name
+        file.write_bytes(file.read_bytes()[:-1])
+    before = store_bytes(store / "shards")
+    assert extract(away, store) == 1
+    assert f"shard 1 is damaged, and none of its videos is in {away}" in capsys.readouterr().err
+    assert store_bytes(store / "shards") == before
+    shutil.copy(clips / "c.avi", away)
+    assert extract(away, store) == 1
+    assert f"shard 1 is damaged, and none of its videos is in {away}" in capsys.readouterr().err
+    assert TrackStore(store).shard(0).paths == ["c.avi"], "here some are there: the others have failed"
+    assert extract(clips, store, "--retry-failed") == 0
+    assert store_bytes(store) == store_bytes(undisturbed)
+
+
+def test_a_damaged_record_of_a_failure_is_made_again(clips, tmp_path, monkeypatch, caplog):
+    root = shutil.copytree(clips, tmp_path / "root")
+    (root / "d.avi").unlink()
+    assert extract(root, tmp_path / "whole") == 1
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    for number, damage in enumerate([b"", b'{"index": 3, "id', b"\xff"]):
+        store = tmp_path / str(number)
+        with monkeypatch.context() as patch:
+            patch.setattr("extraction.jobs.write_shard", killed)
+            assert extract(root, store, "--only-shards", 1) == 75
+        (record,) = store.rglob("*.failed")
+        record.write_bytes(damage)
+        assert extract(root, store) == 1
+        assert f"{record}: the record is damaged" in caplog.text
+        assert store_bytes(store) == store_bytes(tmp_path / "whole")
