@@ -210,7 +210,7 @@ class ShardFolder:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            logger.warning("%s: the record is damaged, its video is extracted again: %s", path, error)
+            logger.warning("%s: the record is damaged, as if there was none: %s", path, error)
             return None
 
     def staging_path(self) -> Path:

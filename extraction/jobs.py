@@ -322,7 +322,9 @@ def assemble_shard(job: ShardJob) -> ShardResult:
         except StoreError as error:
             logger.warning("%s; its videos are extracted again", error)
             check = CheckJob(store=job.store, shard=job.shard, entries=job.entries, root=None)
-            damaged = list(check_shard(check).damaged) or list(range(len(job.entries)))
+            found = check_shard(check).damaged
+            taken_over = [p for p in range(len(job.entries)) if not folder.tracks_path(p).exists()]
+            damaged = [place for place in taken_over if place in found] or taken_over
         except OSError:
             check_unchanged(job.store, job.store_digest)
             if not folder.was_put_in_place():

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_specs.durable import temporary_sibling
+from data_specs.untrusted_files import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def _read(path: Path) -> tuple[Tries, bool, str]:
     """What was counted before, whether a try has begun since, and the first line of its crash."""
     try:
         first, _, crash = path.read_text(encoding="utf-8", errors="replace").partition("\n")
-        fields = json.loads(first)
+        fields = parse_json(first)
         tries = Tries(int(fields["lost"]), int(fields["ended"]), str(fields["cause"]))
         return tries, fields["begun"] is True, crash.partition("\n")[0].strip()
     except FileNotFoundError:

@@ -87,6 +87,27 @@ def test_mending_that_was_interrupted_goes_on(clips, undisturbed, store, monkeyp
     assert store_bytes(store) == store_bytes(undisturbed)
 
 
+def test_mending_that_was_interrupted_does_nothing_twice(clips, undisturbed, store, monkeypatch):
+    """Two videos are damaged, and one is done when the run ends; the next is not told of the damage."""
+    extract_video, extracted = jobs.extract_video, []
+
+    def first_only(job):
+        if extracted:
+            raise KeyboardInterrupt
+        extracted.append(job.entry.path)
+        return extract_video(job)
+
+    for place in (0.02, 0.95):
+        flip_bit(only_file(store / "shards/00000.zarr/displacement"), place)
+    assert len(shard_damage(TrackStore(store), 0).videos) == 2
+    monkeypatch.setattr(jobs, "extract_video", first_only)
+    assert extract(clips, store, "--verify") == 75
+    monkeypatch.setattr(jobs, "extract_video", lambda job: extracted.append(job.entry.path) or extract_video(job))
+    assert extract(clips, store) == 0
+    assert len(extracted) == len(set(extracted)) == 2
+    assert store_bytes(store) == store_bytes(undisturbed)
+
+
 def test_what_a_retry_meets_in_the_old_shard_is_mended_too(clips, undisturbed, tmp_path):
     """a.avi failed, and comes back when another video of its shard has been damaged."""
     store, root = tmp_path / "s", shutil.copytree(clips, tmp_path / "root")
@@ -225,6 +246,7 @@ def test_a_damaged_record_of_a_failure_is_made_again(clips, tmp_path, monkeypatc
             assert extract(root, store, "--only-shards", 1) == 75
         (record,) = store.rglob("*.failed")
         record.write_bytes(damage)
+        assert inspect_cli.main([str(store), "--failures"]) == 0, "the others are named"
         assert extract(root, store) == 1
         assert f"{record}: the record is damaged" in caplog.text
         assert store_bytes(store) == store_bytes(tmp_path / "whole")
