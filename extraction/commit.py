@@ -29,7 +29,7 @@ from data_specs.shard_files import attribute_problems, file_problems, read_attri
 from data_specs.track_store import StoreError, StoreInfo, TrackStore
 from data_specs.untrusted_files import MOST_METADATA_BYTES, read_bounded
 from extraction.motion.gpu.device import SOME_DEVICE
-from extraction.shard_locks import sign
+from extraction.shard_locks import holder_file, sign
 
 logger = logging.getLogger(__name__)
 
@@ -213,13 +213,15 @@ class ShardFolder:
         self.tries_path(place).unlink(missing_ok=True)
 
     def read_failed(self, place: int) -> Failure | None:
-        """The failure recorded for a video since the shard was last complete, or None."""
+        """The failure recorded for a video since the shard was last complete, or None; one that is damaged is none."""
         path = self.failed_path(place)
         try:
-            line = read_bounded(path, MOST_METADATA_BYTES, links=False).decode()
+            return Failure.from_line(read_bounded(path, MOST_METADATA_BYTES, links=False).decode(), str(path))
         except FileNotFoundError:
             return None
-        return Failure.from_line(line, str(path))
+        except ValueError as error:
+            logger.warning("%s: the record is damaged, as if there was none: %s", path, error)
+            return None
 
     def staging_path(self) -> Path:
         """A fresh temporary folder in which the shard is written before `commit`."""
@@ -267,11 +269,17 @@ class ShardFolder:
         self.remove_partial()
         return True
 
+    def was_put_in_place(self) -> bool:
+        """Whether another worker has put the shard in place since `begin`; a commit that it began is finished first."""
+        return self.roll_forward() or (self.is_complete and not holder_file(self.store, self.shard).exists())
+
     def remove_partial(self) -> None:
         """Remove what is left of a shard's making, once it is in place."""
-        # commit/ goes last: as long as it is there, the next run comes by here again
+        # the holder goes first, see `was_put_in_place`; commit/ last: as long as it is there, the next run comes by
+        # here again
+        order = {holder_file(self.store, self.shard): 0, self._commit_path: 2}
         with _others_may_be_faster():
-            for leftover in sorted(self.partial_path.iterdir(), key=lambda path: path == self._commit_path):
+            for leftover in sorted(self.partial_path.iterdir(), key=lambda path: order.get(path, 1)):
                 if not leftover.is_dir():
                     leftover.unlink(missing_ok=True)
                     continue

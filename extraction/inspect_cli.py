@@ -17,6 +17,7 @@ from data_specs.track_store import StoreError, TrackStore
 from data_specs.validate import validate_store
 from data_specs.video import VideoError
 from data_specs.video_files import video_path
+from extraction.commit import ShardFolder
 from extraction.render import FORMATS, render
 
 _VALID_ROWS_PER_SHARD = 64
@@ -125,9 +126,9 @@ def _failures(store: TrackStore) -> list[tuple[int, Failure]]:
     found = [(shard, failure) for shard in store.complete_shards for failure in read_failures(store.path, shard)]
     complete = set(store.complete_shards)
     for file in sorted((store.path / "partial").glob("*/*.failed")):
-        if int(file.parent.name) not in complete:
-            line = file.read_text(encoding="utf-8")
-            found.append((int(file.parent.name), Failure.from_line(line, str(file))))
+        shard, place = int(file.parent.name), int(file.stem)
+        if shard not in complete and (failure := ShardFolder(store.path, shard).read_failed(place)):
+            found.append((shard, failure))
     return found
 
 

@@ -31,6 +31,7 @@ from data_specs.video import (
     Video,
     VideoChangedError,
     VideoError,
+    VideoOpenError,
     VideoTooShortError,
 )
 from data_specs.video_files import video_path
@@ -194,9 +195,12 @@ def _giving_up(job: VideoJob, folder: ShardFolder, timer: StageTimer) -> Iterato
             changes, ticks = timer.changes, ticks + 1 if timer.changes == changes else 0
             if ticks * tick > job.stall_seconds:
                 stalled = VideoStalledError(f"nothing went forward for {job.stall_seconds:g} s")
-                folder.write_failed(job.place, job.failure(timer.current, stalled))
-                logger.error("%s: %s: %s; ending this process", job.entry.path, timer.current, stalled)
-                os._exit(EXIT_STALLED)
+                try:
+                    logger.error("%s: %s: %s; ending this process", job.entry.path, timer.current, stalled)
+                    check_unchanged(job.store, job.store_digest)
+                    folder.write_failed(job.place, job.failure(timer.current, stalled))
+                finally:  # also where that cannot be written
+                    os._exit(EXIT_STALLED)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -218,6 +222,8 @@ def _extract_video(job: VideoJob, folder: ShardFolder, timer: StageTimer, begun:
             raise
         if not isinstance(error, VideoError):
             logger.exception("%s failed in stage %s", job.entry.path, stage)
+        if not job.root.is_dir():
+            raise OSError(f"{job.root}: the folder of the videos is gone") from error
         failure = job.failure(stage, error)
         folder.write_failed(job.place, failure)
     return VideoResult(
@@ -234,8 +240,11 @@ def _extract(job: VideoJob, path: Path, timer: StageTimer) -> tuple[int, int]:
     assert recipe.start_stride is not None
     with timer("decode"):
         file = video_path(job.root, job.entry.path, follow_links=job.follow_links)
-        file_bytes, file_crc32 = size_and_crc32(file)
-        before = file.stat()
+        try:
+            file_bytes, file_crc32 = size_and_crc32(file)
+            before = file.stat()
+        except OSError as error:  # no permission, a bad sector: the video's fault, not that of the store
+            raise VideoOpenError(file, (error.strerror or "cannot be read").lower()) from error
         video = Video(file, recipe.short_side)
     grid = grid_size(video.frame_size, recipe.grid_stride)
     if 0 in grid or min(video.frame_size) < _SMALLEST_SIDE:
@@ -254,8 +263,7 @@ def _extract(job: VideoJob, path: Path, timer: StageTimer) -> tuple[int, int]:
             raise VideoTooShortError(
                 video.path, f"{video.decoded_frames} frames; a trajectory of {steps} needs {least + 1}"
             )
-        after = file.stat()
-        if (after.st_size, after.st_mtime_ns, after.st_ino) != (file_bytes, before.st_mtime_ns, before.st_ino):
+        if _identity(file) != (file_bytes, before.st_mtime_ns, before.st_ino):
             raise VideoChangedError(file, "was written to while it was read; extract it again when it is whole")
         with timer("write"):
             writer.finish(
@@ -277,6 +285,15 @@ def _extract(job: VideoJob, path: Path, timer: StageTimer) -> tuple[int, int]:
     return video.decoded_frames, writer.num_rows
 
 
+def _identity(file: Path) -> tuple[int, int, int] | None:
+    """A file's bytes, time of change and number; None where it is gone."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
 def assemble_shard(job: ShardJob) -> ShardResult:
     """Write a shard out of its partial files, and put it in place.
 
@@ -287,11 +304,46 @@ def assemble_shard(job: ShardJob) -> ShardResult:
     begun = time.perf_counter()
     folder = ShardFolder(job.store, job.shard)
     check_unchanged(job.store, job.store_digest)
-    if folder.roll_forward() or (folder.is_complete and not folder.partial_path.exists()):
-        return ShardResult(
-            num_videos=TrackShard(folder.complete_path, job.recipe).num_videos,
-            num_failures=len(read_failures(job.store, job.shard)),
-        )
+    if folder.was_put_in_place():
+        return _put_in_place(job, folder)
+    sources, failures, damaged = _what_is_there(job, folder)
+    if not damaged:
+        staging = folder.staging_path()
+        try:
+            more = {"settings_sha256": job.settings_sha256, "failures": failures_seal(failures)}
+            write_shard(staging / "shard.zarr", job.shard, sources, job.recipe, job.software, more)
+            check_unchanged(job.store, job.store_digest)
+            folder.commit(staging, failures)
+        except PartialError as error:
+            logger.warning("%s; its video is extracted again", error)
+            damaged = [p for p in range(len(job.entries)) if folder.tracks_path(p) == error.path]
+        except StoreError as error:
+            logger.warning("%s; its videos are extracted again", error)
+            check = CheckJob(store=job.store, shard=job.shard, entries=job.entries, root=None)
+            found = check_shard(check).damaged
+            taken_over = [p for p in range(len(job.entries)) if not folder.tracks_path(p).exists()]
+            damaged = [place for place in taken_over if place in found] or taken_over
+        except OSError:
+            check_unchanged(job.store, job.store_digest)
+            if not folder.was_put_in_place():
+                raise
+            return _put_in_place(job, folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)  # gone already, if the shard is in place
+    if damaged and folder.was_put_in_place():  # and its partial files removed, while they were read here
+        return _put_in_place(job, folder)
+    for place in damaged:
+        folder.tracks_path(place).unlink(missing_ok=True)
+    return ShardResult(
+        num_videos=len(sources),
+        num_failures=len(failures),
+        damaged=tuple(damaged),
+        seconds=time.perf_counter() - begun,
+    )
+
+
+def _what_is_there(job: ShardJob, folder: ShardFolder) -> tuple[list[VideoSource], list[Failure], list[int]]:
+    """The shard's videos and failures, in list order, and the places of those of which there is nothing sound."""
     former, former_failures = _former(folder, job.recipe)
     partial = folder.partial_names()
     sources: list[VideoSource] = []
@@ -311,29 +363,14 @@ def assemble_shard(job: ShardJob) -> ShardResult:
             failures.append(failure or former_failures[entry.index])
         else:
             damaged.append(place)
-    if not damaged:
-        staging = folder.staging_path()
-        try:
-            more = {"settings_sha256": job.settings_sha256, "failures": failures_seal(failures)}
-            write_shard(staging / "shard.zarr", job.shard, sources, job.recipe, job.software, more)
-            check_unchanged(job.store, job.store_digest)
-            folder.commit(staging, failures)
-        except PartialError as error:
-            logger.warning("%s; its video is extracted again", error)
-            damaged = [p for p in range(len(job.entries)) if folder.tracks_path(p) == error.path]
-        except StoreError as error:
-            logger.warning("%s; its videos are extracted again", error)
-            check = CheckJob(store=job.store, shard=job.shard, entries=job.entries, root=None)
-            damaged = list(check_shard(check).damaged) or list(range(len(job.entries)))
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)  # gone already, if the shard is in place
-    for place in damaged:
-        folder.tracks_path(place).unlink(missing_ok=True)
+    return sources, failures, damaged
+
+
+def _put_in_place(job: ShardJob, folder: ShardFolder) -> ShardResult:
+    """What came of a shard that another worker has put in place."""
     return ShardResult(
-        num_videos=len(sources),
-        num_failures=len(failures),
-        damaged=tuple(damaged),
-        seconds=time.perf_counter() - begun,
+        num_videos=TrackShard(folder.complete_path, job.recipe).num_videos,
+        num_failures=len(read_failures(job.store, job.shard)),
     )
 
 

@@ -41,6 +41,10 @@ class DamagedAgainError(OSError):
     """A video's partial file does not hold what was written to it, however often it is written."""
 
 
+class VideosGoneError(OSError):
+    """A shard cannot be mended, for the videos that it was made from are not there."""
+
+
 class Executor(Protocol):
     """Runs jobs somewhere. `slots`: how many at a time. `stopping`: once that is true, no job is begun any more."""
 
@@ -178,10 +182,10 @@ def run(
     executor.stopping = stopping
     try:
         while driver.queue or driver.handed_out:
-            if stopping() and not executor.working:
-                break
             if not stopping():
                 driver.hand_out()
+            elif not executor.working:
+                break
             taken = executor.next_result()
             if taken is not None:
                 driver.take(*taken, stopping())
@@ -191,6 +195,8 @@ def run(
         if isinstance(error, OSError):
             check_unchanged(settings.store, settings.store_digest)  # says more than that some file is not there
         raise
+    if driver.unmended and not stopping():
+        raise VideosGoneError("\n".join(driver.unmended))
     return driver.summary
 
 
@@ -206,6 +212,7 @@ class _Driver:
         self._plans = {plan.shard: plan for plan in plans}
         self._left = {plan.shard: len(plan.todo) + plan.needs_check for plan in plans}
         self._lost: dict[_Key, int] = {}
+        self.unmended: list[str] = []
         # shards that are finished go first: they free their partial files
         self.queue: deque[Job] = deque()
         for plan in plans:
@@ -279,7 +286,7 @@ class _Driver:
             logger.warning("%s", problem)
         todo, partial = {item.place for item in plan.todo}, folder.partial_names()
         again = [p for p in result.damaged if p not in todo and folder.tracks_path(p).name not in partial]
-        if result.problems or plan.needs_assembly:
+        if (result.problems or plan.needs_assembly) and not self._are_gone(job.shard, again):
             logger.warning("shard %d is mended; %d of its videos are extracted again", job.shard, len(again))
             self._extract_again(job.shard, again)
             self._one_done(job.shard)
@@ -289,6 +296,18 @@ class _Driver:
         self.progress.expect(len(places))
         plan = self._plans[shard]
         self.queue.extendleft(self.settings.video_job(plan, place, self._attempts(shard, place)) for place in places)
+
+    def _are_gone(self, shard: int, places: Sequence[int]) -> bool:
+        """Whether the shard is left as it is, rather than taking what is left of it for a list of failures."""
+        root, entries = self.settings.root, self._plans[shard].entries
+        if not places or any((root / entry.path).exists() for entry in entries):
+            return False
+        folder = ShardFolder(self.settings.store, shard)
+        self.unmended.append(
+            f"shard {shard} is damaged, and none of its videos is in {root}: bring them back, or a copy of the shard; "
+            f"to give it up, remove {folder.complete_path} and {folder.partial_path}"
+        )
+        return True
 
     def _attempts(self, shard: int, place: int) -> int:
         """How often a video has failed since its shard was last complete, whatever came of it later."""
@@ -304,7 +323,8 @@ class _Driver:
                     f"turn, of {self._plans[job.shard].entries[result.damaged[0]].path} and {len(result.damaged) - 1} "
                     "others at last: the storage is not to be relied on"
                 )
-            self._extract_again(job.shard, result.damaged)
+            if not self._are_gone(job.shard, result.damaged):
+                self._extract_again(job.shard, result.damaged)
             return
         self.summary.shards += 1
         self.summary.seconds["assemble"] = self.summary.seconds.get("assemble", 0.0) + result.seconds

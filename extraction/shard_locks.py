@@ -49,7 +49,7 @@ class ShardLocks:
 
     def _holder(self, shard: int) -> str:
         try:
-            return _holder_file(self._store, shard).read_text(encoding="utf-8").strip()
+            return holder_file(self._store, shard).read_text(encoding="utf-8").strip()
         except OSError:
             return "another process"
 
@@ -57,8 +57,9 @@ class ShardLocks:
 def sign(store: Path, shard: int) -> None:
     """Say in the shard's partial folder who works on it, for those who find it locked."""
     text = f"process {os.getpid()} on {socket.gethostname()}\n"
-    write_file(_holder_file(store, shard), text)  # never through a link
+    write_file(holder_file(store, shard), text)  # never through a link
 
 
-def _holder_file(store: Path, shard: int) -> Path:
+def holder_file(store: Path, shard: int) -> Path:
+    """Where it says who works on a shard; there as long as somebody does, or has not finished."""
     return store / "partial" / f"{shard:05d}" / "holder"

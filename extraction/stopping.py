@@ -23,18 +23,19 @@ def stopping_on_signals(grace_seconds: float) -> Iterator[Callable[[], bool]]:
     """
 
     def begin_grace() -> None:
+        signal.setitimer(signal.ITIMER_REAL, max(grace_seconds, 1e-3))
         logger.warning(
             "%s: no video is begun any more; those at work have %g s, then they are left to the next run",
             interrupts.received, grace_seconds,
         )  # fmt: skip
-        signal.setitimer(signal.ITIMER_REAL, max(grace_seconds, 1e-3))
 
     def end_grace(number: int, frame: FrameType | None) -> None:
         raise GraceOverError
 
     before = signal.signal(signal.SIGALRM, end_grace)
+    interrupts = Interrupts(begin_grace)  # the first signal may come while it is entered
     try:
-        with Interrupts(begin_grace) as interrupts:
+        with interrupts:
             yield lambda: interrupts.received is not None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_specs.durable import temporary_sibling
-from data_specs.untrusted_files import MOST_METADATA_BYTES, read_bounded
+from data_specs.untrusted_files import MOST_METADATA_BYTES, parse_json, read_bounded
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def _read(path: Path) -> tuple[Tries, bool, str]:
     try:
         text = read_bounded(path, MOST_METADATA_BYTES, links=False).decode(errors="replace")
         first, _, crash = text.partition("\n")
-        fields = json.loads(first)
+        fields = parse_json(first)
         tries = Tries(int(fields["lost"]), int(fields["ended"]), str(fields["cause"]))
         return tries, fields["begun"] is True, crash.partition("\n")[0].strip()
     except FileNotFoundError:

@@ -17,7 +17,7 @@ from conftest import run_command, store_bytes
 from videos import cut_off, noise_frames, write_video
 
 from data_specs.track_store import TrackStore
-from extraction import cli, inspect_cli
+from extraction import cli, inspect_cli, jobs
 from extraction.plan import parse_part
 
 
@@ -186,6 +186,35 @@ sys.exit(main({arguments!r}))
     assert failure["error"] == "VideoStalledError"
     assert (failure["path"], failure["stage"], failure["attempts"]) == ("c.avi", "decode", 1)
     assert TrackStore(tmp_path / "s").shard(0).paths == ["a.avi"]
+
+
+def test_a_process_ends_over_a_decoder_that_hangs_also_where_that_cannot_be_written(clips, tmp_path):
+    """A full disk, a store that is gone: what hangs has no other end."""
+    arguments = [
+        "--dataset", str(clips / "list.txt"), "--root", str(clips), "--shards", "1", "--out", str(tmp_path / "s"),
+        "--flow", "dis", "--executor", "local", "--stall-seconds", "1",
+    ]  # fmt: skip
+    driver = f"""
+import sys, time
+import extraction.jobs
+from extraction.commit import ShardFolder
+
+def hang(*_):
+    time.sleep(300)
+    yield
+
+def write_failed(*_):
+    raise OSError(28, "No space left on device")
+
+extraction.jobs.process_video = hang
+ShardFolder.write_failed = write_failed
+from extraction.cli import main
+sys.exit(main({arguments!r}))
+"""
+    result = subprocess.run([sys.executable, "-c", driver], capture_output=True, text=True, timeout=200, check=False)
+    assert result.returncode == jobs.EXIT_STALLED, result.stderr
+    assert "nothing went forward for 1 s; ending this process" in result.stderr
+    assert list((tmp_path / "s/partial").rglob("*.tries"))
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

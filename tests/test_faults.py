@@ -1,6 +1,8 @@
 """What goes wrong around a run, made to happen: disks, the store's folder, a second run, clocks, other videos."""
 
 import contextlib
+import errno
+import itertools
 import json
 import os
 import re
@@ -9,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from chaos_disk import Disk, can_mount
@@ -18,7 +21,9 @@ from data_specs.demo_clips import write_clip
 from data_specs.scene import random_scene
 from data_specs.track_store import StoreError, TrackStore
 from data_specs.validate import validate_store
-from extraction import cli, inspect_cli, jobs
+from extraction import cli, inspect_cli, jobs, shard_writer
+from extraction.commit import ShardFolder
+from extraction.stopping import stopping_on_signals
 from training.reading.track_reader import TrackReader
 
 needs_a_disk = pytest.mark.skipif(not can_mount(), reason="only root can make a small disk (tmpfs)")
@@ -277,6 +282,56 @@ def test_a_run_on_ray_is_asked_to_end(clips, some_missing, undisturbed, tmp_path
     assert store_bytes(store) == store_bytes(undisturbed)
 
 
+@pytest.mark.parametrize("step", ["before it begins", 3, 12])
+def test_an_orphan_that_puts_a_shard_in_place_first(clips, some_missing, undisturbed, tmp_path, monkeypatch, step):
+    """A worker of a killed driver finishes the shard, and removes its partial files, while this run assembles it."""
+    store, created, extracted = tmp_path / "s", itertools.count(), []
+    create, extract_video = shard_writer._create, jobs.extract_video
+
+    def orphan():
+        shutil.copytree(undisturbed / "shards/00000.zarr", store / "shards/00000.zarr")
+        (store / "failures").mkdir()
+        shutil.copy(undisturbed / "failures/00000.jsonl", store / "failures")
+        ShardFolder(store, 0).remove_partial()
+
+    def create_array(*what):
+        if next(created) == step:
+            orphan()
+        return create(*what)
+
+    def assemble_shard(job):
+        if step == "before it begins":
+            orphan()
+        return assemble(job)
+
+    assemble = jobs.assemble_shard
+    monkeypatch.setattr(shard_writer, "_create", create_array)
+    monkeypatch.setattr(jobs, "assemble_shard", assemble_shard)
+    monkeypatch.setattr(jobs, "extract_video", lambda job: extracted.append(job.place) or extract_video(job))
+    assert extract(clips, store, "--only-shards", 0, listing=some_missing) == 1
+    assert sorted(extracted) == sorted(set(extracted)), "nothing was done twice"
+    assert store_bytes(store / "shards/00000.zarr") == store_bytes(undisturbed / "shards/00000.zarr")
+    assert not ShardFolder(store, 0).partial_names()
+
+
+def test_a_signal_while_its_handler_is_put_in_place(monkeypatch):
+    """Between one instruction and the next of what makes the run listen."""
+    real, asked = signal.signal, []
+
+    def signalled(number, handler):
+        before = real(number, handler)
+        if number == signal.SIGUSR1 and not asked:
+            asked.append(number)
+            signal.raise_signal(number)
+        return before
+
+    monkeypatch.setattr(signal, "signal", signalled)
+    with stopping_on_signals(60) as stopping:
+        assert stopping()
+        assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 60
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
 # --- clocks -----------------------------------------------------------------------------------------------------------
 
 
@@ -298,7 +353,7 @@ def test_no_clock_is_asked(clips, some_missing, undisturbed, tmp_path, monkeypat
     assert store_bytes(store) == store_bytes(undisturbed)
 
 
-# --- other videos -----------------------------------------------------------------------------------------------------
+# --- videos -----------------------------------------------------------------------------------------------------
 
 
 def test_a_video_that_has_changed_since(clips, some_missing, undisturbed, tmp_path, capsys):
@@ -327,6 +382,59 @@ def test_a_video_that_has_changed_but_not_in_size(clips, some_missing, undisturb
     (root / "a.avi").write_bytes(data)
     assert inspect_cli.main([str(undisturbed), "--verify", "--root", str(root)]) == 1
     assert re.search(r"a\.avi: its CRC-32 is \d+; when it was extracted", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.EACCES])
+def test_a_video_that_cannot_be_read_stops_no_other(clips, undisturbed, some_missing, tmp_path, monkeypatch, error):
+    """A bad sector, a file of somebody else's: errors of the operating system, but the store is not at fault."""
+    read = jobs.size_and_crc32
+
+    def unreadable(path):
+        if path.name == "c.avi":
+            raise OSError(error, os.strerror(error), str(path))
+        return read(path)
+
+    monkeypatch.setattr(jobs, "size_and_crc32", unreadable)
+    assert extract(clips, tmp_path / "s", listing=some_missing) == 1
+    records = [json.loads(line) for file in (tmp_path / "s/failures").iterdir() for line in file.open()]
+    (record,) = [record for record in records if record["path"] == "c.avi"]
+    assert (record["error"], record["message"]) == ("VideoOpenError", os.strerror(error).lower())
+    assert len(records) == 3
+    monkeypatch.undo()
+    assert extract(clips, tmp_path / "s", "--retry-failed", listing=some_missing) == 1
+    assert TrackStore(tmp_path / "s").complete_shards == [0, 1]
+
+
+def test_a_video_that_is_removed_while_it_is_read(clips, some_missing, tmp_path, monkeypatch):
+    root, process_video = shutil.copytree(clips, tmp_path / "root"), jobs.process_video
+
+    def remove(frames, *more):
+        yield from process_video(frames, *more)
+        Path(frames._frames.path).unlink()
+
+    monkeypatch.setattr(jobs, "process_video", remove)
+    assert extract(root, tmp_path / "s", listing=some_missing) == 2
+    records = [json.loads(line) for file in (tmp_path / "s/failures").iterdir() for line in file.open()]
+    assert sorted({record["error"] for record in records}) == ["VideoChangedError", "VideoOpenError"]
+
+
+def test_videos_are_not_blamed_for_a_root_that_goes_away(
+    clips, some_missing, undisturbed, tmp_path, monkeypatch, capsys
+):
+    root, store = shutil.copytree(clips, tmp_path / "root"), tmp_path / "s"
+    process_video = jobs.process_video
+
+    def unmount(frames, *more):
+        yield from process_video(frames, *more)
+        root.rename(tmp_path / "away")
+
+    monkeypatch.setattr(jobs, "process_video", unmount)
+    assert extract(root, store, listing=some_missing) == 1
+    assert f"{root}: the folder of the videos is gone; the same command goes on" in capsys.readouterr().err
+    monkeypatch.undo()
+    (tmp_path / "away").rename(root)
+    assert extract(root, store, listing=some_missing) == 1
+    assert store_bytes(store) == store_bytes(undisturbed)
 
 
 def test_an_id_twice_in_the_list(clips, tmp_path, capsys):

@@ -88,6 +88,27 @@ def test_mending_that_was_interrupted_goes_on(clips, undisturbed, store, monkeyp
     assert store_bytes(store) == store_bytes(undisturbed)
 
 
+def test_mending_that_was_interrupted_does_nothing_twice(clips, undisturbed, store, monkeypatch):
+    """Two videos are damaged, and one is done when the run ends; the next is not told of the damage."""
+    extract_video, extracted = jobs.extract_video, []
+
+    def first_only(job):
+        if extracted:
+            raise KeyboardInterrupt
+        extracted.append(job.entry.path)
+        return extract_video(job)
+
+    for place in (0.02, 0.95):
+        flip_bit(only_file(store / "shards/00000.zarr/displacement"), place)
+    assert len(shard_damage(TrackStore(store), 0).videos) == 2
+    monkeypatch.setattr(jobs, "extract_video", first_only)
+    assert extract(clips, store, "--verify") == 75
+    monkeypatch.setattr(jobs, "extract_video", lambda job: extracted.append(job.entry.path) or extract_video(job))
+    assert extract(clips, store) == 0
+    assert len(extracted) == len(set(extracted)) == 2
+    assert store_bytes(store) == store_bytes(undisturbed)
+
+
 def test_what_a_retry_meets_in_the_old_shard_is_mended_too(clips, undisturbed, tmp_path):
     """a.avi failed, and comes back when another video of its shard has been damaged."""
     store, root = tmp_path / "s", shutil.copytree(clips, tmp_path / "root")
@@ -223,3 +244,45 @@ def test_a_shard_s_seal_is_over_every_file(undisturbed):
     for key in attributes.keys() - {"crc32"}:
         changed = {**attributes, key: "x"}
         assert list(attribute_problems(shard, changed)), key
+
+
+@pytest.mark.parametrize("name", ["valid/zarr.json", "video/zarr.json", "zarr.json"])
+def test_a_shard_is_not_given_up_where_no_video_is_there(clips, undisturbed, store, tmp_path, capsys, name):
+    """As where the folder of the videos is not mounted; what of the shard is sound would be lost. Others are done."""
+    away = tmp_path / "away"
+    away.mkdir()
+    shutil.copy(clips / "list.txt", away)
+    for shard in ("00000", "00001"):
+        file = store / f"shards/{shard}.zarr" / name
+        file.write_bytes(file.read_bytes()[:-1])
+    before = store_bytes(store / "shards")
+    assert extract(away, store) == 1
+    assert f"shard 1 is damaged, and none of its videos is in {away}" in capsys.readouterr().err
+    assert store_bytes(store / "shards") == before
+    shutil.copy(clips / "c.avi", away)
+    assert extract(away, store) == 1
+    assert f"shard 1 is damaged, and none of its videos is in {away}" in capsys.readouterr().err
+    assert TrackStore(store).shard(0).paths == ["c.avi"], "here some are there: the others have failed"
+    assert extract(clips, store, "--retry-failed") == 0
+    assert store_bytes(store) == store_bytes(undisturbed)
+
+
+def test_a_damaged_record_of_a_failure_is_made_again(clips, tmp_path, monkeypatch, caplog):
+    root = shutil.copytree(clips, tmp_path / "root")
+    (root / "d.avi").unlink()
+    assert extract(root, tmp_path / "whole") == 1
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    for number, damage in enumerate([b"", b'{"index": 3, "id', b"\xff"]):
+        store = tmp_path / str(number)
+        with monkeypatch.context() as patch:
+            patch.setattr("extraction.jobs.write_shard", killed)
+            assert extract(root, store, "--only-shards", 1) == 75
+        (record,) = store.rglob("*.failed")
+        record.write_bytes(damage)
+        assert inspect_cli.main([str(store), "--failures"]) == 0, "the others are named"
+        assert extract(root, store) == 1
+        assert f"{record}: the record is damaged" in caplog.text
+        assert store_bytes(store) == store_bytes(tmp_path / "whole")

@@ -1,6 +1,8 @@
 """The driver, with workers that are lost before or after they have done a job, and results in any order."""
 
 import collections
+import contextlib
+import itertools
 import json
 import random
 
@@ -10,7 +12,7 @@ from conftest import store_bytes
 from data_specs.track_store import TrackStore
 from extraction import cli
 from extraction.commit import ShardFolder
-from extraction.jobs import ShardJob, run_job
+from extraction.jobs import ShardJob, ShardResult, VideoJob, VideoResult, run_job
 from extraction.partial import PartialError
 from extraction.run import LocalExecutor, WorkerLostError
 
@@ -141,3 +143,21 @@ def test_partial_files_that_are_damaged_whenever_they_are_read_end_the_run(clips
     assert extract(clips, tmp_path / "s", "--only-shards", "1", "--max-tries", "2") == 1
     assert "shard 1: what was written of its videos was damaged when it was read, 3 times" in capsys.readouterr().err
     assert set(times.values()) == {3}
+
+
+def test_a_run_that_is_asked_to_end_between_any_two_steps(clips, tmp_path, monkeypatch):
+    """The signal comes when `stopping()` has been asked so often."""
+    asked = itertools.count()
+
+    @contextlib.contextmanager
+    def stopping_after(times):
+        yield lambda: next(asked) >= times
+
+    results = {VideoJob: VideoResult(), ShardJob: ShardResult()}
+    monkeypatch.setattr("extraction.run.run_job", lambda job: results[type(job)])
+    for times in range(100):
+        asked = itertools.count()
+        monkeypatch.setattr(cli, "stopping_on_signals", lambda _, times=times: stopping_after(times))
+        if extract(clips, tmp_path / "s") == 0:
+            break
+    assert 10 < times < 99

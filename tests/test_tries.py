@@ -82,7 +82,9 @@ def test_what_the_run_itself_gave_up_is_no_try(path):
     assert not path.exists()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"lost": "many"}', '{"lost": 1}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"lost": "many"}', '{"lost": 1}', '{"lost": Infinity}', "[" * 100_000]
+)
 def test_a_damaged_count_begins_anew(path, text, caplog):
     path.write_text(text)
     assert read_tries(path) == NO_TRIES
