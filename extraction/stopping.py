@@ -10,6 +10,9 @@ from data_specs.interrupts import Interrupts
 
 logger = logging.getLogger(__name__)
 
+# Python drops what is raised in a destructor or a callback of native code; and cleaning up may hang as well.
+_AGAIN_SECONDS = 30.0
+
 
 class GraceOverError(BaseException):
     """The time is over that videos at work were given. As with Ctrl-C, no handler of a video's errors sees it."""
@@ -19,11 +22,11 @@ class GraceOverError(BaseException):
 def stopping_on_signals(grace_seconds: float) -> Iterator[Callable[[], bool]]:
     """Give a function that says whether the run has been asked to end; GraceOverError is raised so much later.
 
-    That is raised wherever the process then is, between two instructions of Python.
+    That is raised wherever the process then is, between two instructions of Python, and again where that was in vain.
     """
 
     def begin_grace() -> None:
-        signal.setitimer(signal.ITIMER_REAL, max(grace_seconds, 1e-3))
+        signal.setitimer(signal.ITIMER_REAL, max(grace_seconds, 1e-3), _AGAIN_SECONDS)
         logger.warning(
             "%s: no video is begun any more; those at work have %g s, then they are left to the next run",
             interrupts.received, grace_seconds,

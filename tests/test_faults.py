@@ -21,9 +21,9 @@ from data_specs.demo_clips import write_clip
 from data_specs.scene import random_scene
 from data_specs.track_store import StoreError, TrackStore
 from data_specs.validate import validate_store
-from extraction import cli, inspect_cli, jobs, shard_writer
+from extraction import cli, inspect_cli, jobs, shard_writer, stopping
 from extraction.commit import ShardFolder
-from extraction.stopping import stopping_on_signals
+from extraction.stopping import GraceOverError, stopping_on_signals
 from training.reading.track_reader import TrackReader
 
 needs_a_disk = pytest.mark.skipif(not can_mount(), reason="only root can make a small disk (tmpfs)")
@@ -330,6 +330,27 @@ def test_a_signal_while_its_handler_is_put_in_place(monkeypatch):
         assert stopping()
         assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 60
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_end_of_grace_is_not_lost_in_a_destructor(monkeypatch):
+    """Python drops what is raised there."""
+    monkeypatch.setattr(stopping, "_AGAIN_SECONDS", 1.0)
+    dropped: list[type[BaseException]] = []
+
+    class Slow:
+        def __del__(self):
+            while not dropped:
+                time.sleep(0.001)
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: dropped.append(what.exc_type))
+
+    with pytest.raises(GraceOverError), stopping_on_signals(0.01):
+        slow = Slow()
+        signal.raise_signal(signal.SIGTERM)
+        del slow
+        time.sleep(60)
+    assert dropped == [GraceOverError]
 
 
 # --- clocks -----------------------------------------------------------------------------------------------------------
