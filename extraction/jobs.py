@@ -1,14 +1,10 @@
-"""The pieces of work that a run consists of: one video into a partial file, a shard out of its partial files, a look
-at a complete shard for damage.
+"""Does a run's jobs, and the first kind of them: one video into a partial file.
 
-Each runs in whichever process it is called in, writes its own files and returns a small record.
+A job is done in whichever process `run_job` is called in; it writes its own files and returns a small record.
 """
 
-import contextlib
-import dataclasses
 import logging
 import os
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -17,15 +13,11 @@ from pathlib import Path
 
 import cv2
 
-from data_specs.dataset import VideoEntry
 from data_specs.durable import replacing
-from data_specs.failures import Failure, failures_seal, read_failures
+from data_specs.failures import Failure
 from data_specs.geometry import grid_size
-from data_specs.recipe import Recipe
 from data_specs.schema import VideoMeta
 from data_specs.shard_files import size_and_crc32
-from data_specs.track_store import StoreError, TrackShard, TrackStore
-from data_specs.validate_shard import shard_damage
 from data_specs.video import (
     FrameTooSmallError,
     Video,
@@ -35,12 +27,12 @@ from data_specs.video import (
     VideoTooShortError,
 )
 from data_specs.video_files import video_path
+from extraction.assembly import assemble_shard, check_shard
 from extraction.commit import ShardFolder, check_unchanged
 from extraction.cuts import ShotFrames
-from extraction.motion.cotracker3.weights import Weights
-from extraction.partial import PartialError, PartialFile, PartialWriter
+from extraction.job_records import CheckJob, Job, Result, ShardJob, VideoJob, VideoResult
+from extraction.partial import PartialWriter
 from extraction.process_video import process_video
-from extraction.shard_writer import ShardVideo, VideoSource, write_shard
 from extraction.stages import StageTimer
 from extraction.tries import counting
 
@@ -51,102 +43,6 @@ _SMALLEST_SIDE = 16
 
 EXIT_STALLED = 1
 """Status of a process that ended itself over a video; run again, extract-tracks passes that video by."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VideoJob:
-    """Extract the video that is number `place` of its shard."""
-
-    store: Path
-    shard: int
-    place: int
-    entry: VideoEntry
-    root: Path
-    recipe: Recipe
-    attempts: int
-    """How often it was tried before."""
-    stall_seconds: float
-    """A video on which nothing has gone forward for so long is given up, and its process with it."""
-    device: str = "cpu"
-    """Where the motion is measured, see `process_video`."""
-    weights: Weights | None = None
-    """Of a tracker that is a network."""
-    store_digest: str | None = None
-    """`commit.store_digest` of the store that the run began with, to notice that it is gone; None leaves that out."""
-    follow_links: bool = False
-    """Whether symbolic links below the root may lead out of it."""
-
-    def failure(self, stage: str, error: BaseException, tries: int = 1) -> Failure:
-        """The record of this job's failure."""
-        message = error.reason if isinstance(error, VideoError) else str(error)
-        return Failure(
-            index=self.entry.index,
-            id=self.entry.id,
-            path=self.entry.path,
-            stage=stage,
-            error=type(error).__name__,
-            message=message,
-            attempts=self.attempts + tries,
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VideoResult:
-    """What came of a video: its number of frames and start rows, or its failure; and where the time went."""
-
-    num_frames: int = 0
-    num_rows: int = 0
-    failure: Failure | None = None
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-    wall_seconds: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ShardJob:
-    """Assemble a shard whose videos are all done or failed."""
-
-    store: Path
-    shard: int
-    entries: tuple[VideoEntry, ...]
-    recipe: Recipe
-    software: dict[str, str]
-    settings_sha256: str
-    """`StoreInfo.settings_sha256`."""
-    store_digest: str | None = None
-    """See `VideoJob`."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CheckJob:
-    """Read a complete shard back: which of its videos are damaged?"""
-
-    store: Path
-    shard: int
-    entries: tuple[VideoEntry, ...]
-    root: Path | None
-    """Where the videos are, if they are to be compared with the ones that were extracted; else None."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CheckResult:
-    """What is wrong with a shard, and the places of the videos that have to be extracted again."""
-
-    problems: tuple[str, ...]
-    damaged: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ShardResult:
-    """What came of a shard: `damaged` are the places of videos that have to be extracted again first."""
-
-    num_videos: int = 0
-    num_failures: int = 0
-    damaged: tuple[int, ...] = ()
-    seconds: float = 0.0
-
-
-Job = VideoJob | ShardJob | CheckJob
-Result = VideoResult | ShardResult | CheckResult
 
 
 def run_job(job: Job) -> Result:
@@ -292,106 +188,3 @@ def _identity(file: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_size, found.st_mtime_ns, found.st_ino
-
-
-def assemble_shard(job: ShardJob) -> ShardResult:
-    """Write a shard out of its partial files, and put it in place.
-
-    Videos that were done in an earlier commit of the shard (failures are tried again, or damage is mended) are taken
-    from there. A shard that another worker has put in place already is left as it is. Where something of it cannot be
-    read, nothing is written: `damaged` in the result says what to extract again.
-    """
-    begun = time.perf_counter()
-    folder = ShardFolder(job.store, job.shard)
-    check_unchanged(job.store, job.store_digest)
-    if folder.was_put_in_place():
-        return _put_in_place(job, folder)
-    sources, failures, damaged = _what_is_there(job, folder)
-    if not damaged:
-        staging = folder.staging_path()
-        try:
-            more = {"settings_sha256": job.settings_sha256, "failures": failures_seal(failures)}
-            write_shard(staging / "shard.zarr", job.shard, sources, job.recipe, job.software, more)
-            check_unchanged(job.store, job.store_digest)
-            folder.commit(staging, failures)
-        except PartialError as error:
-            logger.warning("%s; its video is extracted again", error)
-            damaged = [p for p in range(len(job.entries)) if folder.tracks_path(p) == error.path]
-        except StoreError as error:
-            logger.warning("%s; its videos are extracted again", error)
-            check = CheckJob(store=job.store, shard=job.shard, entries=job.entries, root=None)
-            found = check_shard(check).damaged
-            taken_over = [p for p in range(len(job.entries)) if not folder.tracks_path(p).exists()]
-            damaged = [place for place in taken_over if place in found] or taken_over
-        except OSError:
-            check_unchanged(job.store, job.store_digest)
-            if not folder.was_put_in_place():
-                raise
-            return _put_in_place(job, folder)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)  # gone already, if the shard is in place
-    if damaged and folder.was_put_in_place():  # and its partial files removed, while they were read here
-        return _put_in_place(job, folder)
-    for place in damaged:
-        folder.tracks_path(place).unlink(missing_ok=True)
-    return ShardResult(
-        num_videos=len(sources),
-        num_failures=len(failures),
-        damaged=tuple(damaged),
-        seconds=time.perf_counter() - begun,
-    )
-
-
-def _what_is_there(job: ShardJob, folder: ShardFolder) -> tuple[list[VideoSource], list[Failure], list[int]]:
-    """The shard's videos and failures, in list order, and the places of those of which there is nothing sound."""
-    former, former_failures = _former(folder, job.recipe)
-    partial = folder.partial_names()
-    sources: list[VideoSource] = []
-    failures: list[Failure] = []
-    damaged: list[int] = []
-    for place, entry in enumerate(job.entries):
-        failure = folder.read_failed(place) if folder.failed_path(place).name in partial else None
-        if folder.tracks_path(place).name in partial:
-            try:
-                sources.append(PartialFile(folder.tracks_path(place), job.recipe))
-            except PartialError as error:
-                logger.warning("%s; its video is extracted again", error)
-                damaged.append(place)
-        elif failure is None and entry.index in former:
-            sources.append(former[entry.index])
-        elif failure is not None or entry.index in former_failures:
-            failures.append(failure or former_failures[entry.index])
-        else:
-            damaged.append(place)
-    return sources, failures, damaged
-
-
-def _put_in_place(job: ShardJob, folder: ShardFolder) -> ShardResult:
-    """What came of a shard that another worker has put in place."""
-    return ShardResult(
-        num_videos=TrackShard(folder.complete_path, job.recipe).num_videos,
-        num_failures=len(read_failures(job.store, job.shard)),
-    )
-
-
-def _former(folder: ShardFolder, recipe: Recipe) -> tuple[dict[int, VideoSource], dict[int, Failure]]:
-    """The videos and failures of the shard as it was committed before, by their index in the list; what of it cannot be
-    read is not among them.
-    """
-    former: dict[int, VideoSource] = {}
-    failures: dict[int, Failure] = {}
-    if folder.is_complete:
-        with contextlib.suppress(StoreError):
-            shard = TrackShard(folder.complete_path, recipe)
-            former = {meta.index: ShardVideo(shard, number) for number, meta in enumerate(shard.metas)}
-        with contextlib.suppress(ValueError, OSError):
-            failures = {failure.index: failure for failure in read_failures(folder.store, folder.shard)}
-    return former, failures
-
-
-def check_shard(job: CheckJob) -> CheckResult:
-    """Read a complete shard back. Raises StoreError where it is the store itself that cannot be read."""
-    damage = shard_damage(TrackStore(job.store), job.shard, job.root)
-    sound = set() if damage.videos is None else {index for index, _, _ in damage.listed} - damage.videos
-    damaged = [place for place, entry in enumerate(job.entries) if entry.index not in sound]
-    return CheckResult(problems=tuple(damage.problems), damaged=tuple(damaged))

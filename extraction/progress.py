@@ -6,7 +6,7 @@ import time
 
 from tqdm import tqdm
 
-from extraction.jobs import ShardResult, VideoResult
+from extraction.job_records import ShardResult, VideoResult
 
 logger = logging.getLogger(__name__)
 

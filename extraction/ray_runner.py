@@ -22,7 +22,8 @@ import ray
 import ray.exceptions
 
 from data_specs.interrupts import SIGNALS
-from extraction.jobs import Job, Result, run_job
+from extraction.job_records import Job, Result
+from extraction.jobs import run_job
 from extraction.run import WorkerLostError
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from typing import Protocol
 from data_specs.failures import Failure
 from data_specs.track_store import StoreInfo
 from extraction.commit import ShardFolder, check_unchanged
-from extraction.jobs import (
+from extraction.job_records import (
     CheckJob,
     CheckResult,
     Job,
@@ -20,8 +20,8 @@ from extraction.jobs import (
     ShardResult,
     VideoJob,
     VideoResult,
-    run_job,
 )
+from extraction.jobs import run_job
 from extraction.motion.cotracker3.weights import Weights
 from extraction.plan import ShardPlan
 from extraction.progress import Progress

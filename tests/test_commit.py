@@ -15,7 +15,8 @@ from data_specs.track_store import StoreError, TrackStore
 from data_specs.validate import validate_store
 from extraction.cli import main
 from extraction.commit import ShardFolder
-from extraction.jobs import VideoJob, run_job
+from extraction.job_records import VideoJob
+from extraction.jobs import run_job
 from extraction.partial import PartialError, PartialFile
 
 
@@ -83,7 +84,7 @@ def test_a_retry_that_was_killed_before_assembly_is_finished(clips, undisturbed,
     (root / "a.avi").rename(root / "a.away")
     assert extract(root, store) == 1
     (root / "a.away").rename(root / "a.avi")
-    monkeypatch.setattr("extraction.jobs.write_shard", lambda *a, **k: (_ for _ in ()).throw(CrashError()))
+    monkeypatch.setattr("extraction.assembly.write_shard", lambda *a, **k: (_ for _ in ()).throw(CrashError()))
     with pytest.raises(CrashError):
         extract(root, store, "--retry-failed")
     monkeypatch.undo()
@@ -132,7 +133,7 @@ def test_what_a_killed_writer_left_is_never_read(clips, undisturbed, tmp_path):
 
 def test_a_damaged_partial_file_is_extracted_again(clips, undisturbed, tmp_path, monkeypatch):
     store = tmp_path / "s"
-    monkeypatch.setattr("extraction.jobs.write_shard", lambda *a, **k: (_ for _ in ()).throw(CrashError()))
+    monkeypatch.setattr("extraction.assembly.write_shard", lambda *a, **k: (_ for _ in ()).throw(CrashError()))
     with pytest.raises(CrashError):
         extract(clips, store)
     monkeypatch.undo()

@@ -21,7 +21,7 @@ from data_specs.demo_clips import write_clip
 from data_specs.scene import random_scene
 from data_specs.track_store import StoreError, TrackStore
 from data_specs.validate import validate_store
-from extraction import cli, inspect_cli, jobs, shard_writer, stopping
+from extraction import assembly, cli, inspect_cli, jobs, shard_writer, stopping
 from extraction.commit import ShardFolder
 from extraction.stopping import GraceOverError, stopping_on_signals
 from training.reading.track_reader import TrackReader
@@ -114,7 +114,7 @@ def test_a_disk_that_becomes_full_in_the_middle_of_a_video(clips, some_missing, 
 def test_a_disk_that_becomes_full_while_a_shard_is_put_together(
     clips, some_missing, undisturbed, tmp_path, monkeypatch, capsys, leave
 ):
-    original = jobs.write_shard
+    original = assembly.write_shard
     with Disk(tmp_path / "disk", 64 << 20) as disk:
         store = disk.folder / "s"
 
@@ -122,7 +122,7 @@ def test_a_disk_that_becomes_full_while_a_shard_is_put_together(
             disk.fill(leave)
             original(*what, **more)
 
-        monkeypatch.setattr(jobs, "write_shard", write_shard)
+        monkeypatch.setattr(assembly, "write_shard", write_shard)
         assert extract(clips, store, listing=some_missing) == 1
         assert "No space left on device; the same command goes on" in capsys.readouterr().err
         monkeypatch.undo()
@@ -164,8 +164,8 @@ def test_a_store_that_cannot_be_written(clips, some_missing, undisturbed, tmp_pa
 def test_a_store_that_goes_away_under_a_run(clips, some_missing, tmp_path, monkeypatch, capsys, when, what):
     """It is not brought back to life, and what has taken its place is left alone."""
     store, aside = tmp_path / "s", tmp_path / "aside"
-    name = "process_video" if when == "a video is written" else "write_shard"
-    original = getattr(jobs, name)
+    module, name = (jobs, "process_video") if when == "a video is written" else (assembly, "write_shard")
+    original = getattr(module, name)
     begun: list[bool] = []
 
     def go_away():
@@ -178,14 +178,14 @@ def test_a_store_that_goes_away_under_a_run(clips, some_missing, tmp_path, monke
             shutil.rmtree(store)
         if what == "begun anew":
             with monkeypatch.context() as patch:
-                patch.setattr(jobs, name, original)
+                patch.setattr(module, name, original)
                 assert extract(clips, store, "--only-shards", 1) == 0
 
     def call(*positional, **named):
         go_away()
         return original(*positional, **named)
 
-    monkeypatch.setattr(jobs, name, call)
+    monkeypatch.setattr(module, name, call)
     assert extract(clips, store, listing=some_missing) == 1
     assert f"{store} is gone: it was deleted, moved or begun anew while this run wrote to it" in capsys.readouterr().err
     if what == "begun anew":

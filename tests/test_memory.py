@@ -11,7 +11,8 @@ from data_specs.demo_clips import write_clip
 from data_specs.recipe import load_recipe
 from data_specs.scene import random_scene
 from extraction.cuts import LOOKAHEAD, ShotFrames
-from extraction.jobs import ShardJob, VideoJob, run_job
+from extraction.job_records import ShardJob, VideoJob
+from extraction.jobs import run_job
 from extraction.process_video import process_video
 from extraction.stages import untimed
 

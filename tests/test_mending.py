@@ -79,7 +79,7 @@ def test_mending_that_was_interrupted_goes_on(clips, undisturbed, store, monkeyp
     def killed(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("extraction.jobs.write_shard", killed)
+    monkeypatch.setattr("extraction.assembly.write_shard", killed)
     assert extract(clips, store, "--verify") == 75
     monkeypatch.undo()
     (done,) = (store / "partial").rglob("*.tracks")
@@ -278,7 +278,7 @@ def test_a_damaged_record_of_a_failure_is_made_again(clips, tmp_path, monkeypatc
     for number, damage in enumerate([b"", b'{"index": 3, "id', b"\xff"]):
         store = tmp_path / str(number)
         with monkeypatch.context() as patch:
-            patch.setattr("extraction.jobs.write_shard", killed)
+            patch.setattr("extraction.assembly.write_shard", killed)
             assert extract(root, store, "--only-shards", 1) == 75
         (record,) = store.rglob("*.failed")
         record.write_bytes(damage)

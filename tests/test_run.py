@@ -12,7 +12,8 @@ from conftest import store_bytes
 from data_specs.track_store import TrackStore
 from extraction import cli
 from extraction.commit import ShardFolder
-from extraction.jobs import ShardJob, ShardResult, VideoJob, VideoResult, run_job
+from extraction.job_records import ShardJob, ShardResult, VideoJob, VideoResult
+from extraction.jobs import run_job
 from extraction.partial import PartialError
 from extraction.run import LocalExecutor, WorkerLostError
 
@@ -139,7 +140,7 @@ def test_partial_files_that_are_damaged_whenever_they_are_read_end_the_run(clips
         times[path] += 1
         raise PartialError(path, "a bit was flipped")
 
-    monkeypatch.setattr("extraction.jobs.PartialFile", damaged)
+    monkeypatch.setattr("extraction.assembly.PartialFile", damaged)
     assert extract(clips, tmp_path / "s", "--only-shards", "1", "--max-tries", "2") == 1
     assert "shard 1: what was written of its videos was damaged when it was read, 3 times" in capsys.readouterr().err
     assert set(times.values()) == {3}

@@ -22,7 +22,8 @@ from data_specs.scene import Scene
 from data_specs.schema import VideoMeta
 from data_specs.video import Frame, Video
 from extraction.commit import ShardFolder, begin_store
-from extraction.jobs import ShardJob, run_job
+from extraction.job_records import ShardJob
+from extraction.jobs import run_job
 from extraction.motion.tracker import RowTracks
 from extraction.partial import PartialWriter
 from extraction.plan import store_info
