@@ -281,7 +281,7 @@ class DamageFile:
         words = rf"shard {int(shard[1])} is mended" if shard else re.escape(file.name) + ": is damaged"
         if self.how == "removed":
             file.unlink()
-            return ""
+            return words if shard else ""
         data = bytearray(file.read_bytes())
         if self.how == "truncated":
             data = data[: scene.random.randrange(len(data))]
