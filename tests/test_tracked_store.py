@@ -359,7 +359,7 @@ def test_weights_are_the_store_s(good_store, tmp_path, capsys):
         expected = f"SHA-256 of the tracker's weights: the store has {WEIGHTS}, this run {named}"
         with pytest.raises(StoreError, match=expected):
             check_store(good_store, dataclasses.replace(info, weights_sha256=other))
-    for broken, problem in ({"sha256": 5}, "5 is not of type str"), ({}, "'sha256'"), ("abc", "a field is missing"):
+    for broken, problem in ({"sha256": 5}, "'5' is not a text"), ({}, "'sha256'"), ("abc", "a field is missing"):
         store = shutil.copytree(good_store, tmp_path / f"s{len(str(broken))}")
         fields = json.loads((store / "store.json").read_text()) | {"weights": broken}
         (store / "store.json").write_text(json.dumps(fields))
