@@ -84,14 +84,6 @@ def has_array(path: Path, attributes: Mapping[str, Any], name: str) -> bool:
     return f"{name}/{_ROOT}" in files if isinstance(files, dict) else (path / name / _ROOT).exists()
 
 
-def read_attributes(path: Path) -> dict[str, Any]:
-    """A shard's root attributes, without zarr. Raises OSError or ValueError where they cannot be read."""
-    document = json.loads((path / _ROOT).read_text(encoding="utf-8"))
-    if not isinstance(document, dict) or not isinstance(document.get("attributes"), dict):
-        raise ValueError(f"{path}/{_ROOT}: has no attributes")
-    return dict(document["attributes"])
-
-
 def size_and_crc32(path: Path) -> tuple[int, int]:
     """Bytes of a file, and their CRC-32."""
     size = checksum = 0

@@ -25,7 +25,8 @@ from pathlib import Path
 
 from data_specs.durable import sync, sync_tree, temporary_sibling, write_file
 from data_specs.failures import Failure, failures_path, failures_problems, to_lines
-from data_specs.shard_files import attribute_problems, file_problems, read_attributes
+from data_specs.shard_files import file_problems
+from data_specs.store_metadata import read_attributes, read_root
 from data_specs.track_store import StoreError, StoreInfo, TrackStore
 from data_specs.untrusted_files import MOST_METADATA_BYTES, read_bounded
 from extraction.motion.gpu.device import SOME_DEVICE
@@ -199,11 +200,10 @@ class ShardFolder:
     def problems(self) -> Iterator[str]:
         """What a look at the names and sizes of the complete shard's files finds wrong."""
         try:
-            attributes = read_attributes(self.complete_path)
-        except (OSError, ValueError) as error:
-            yield f"{self.complete_path}: its metadata cannot be read: {error}"
+            _, attributes = read_root(self.complete_path)
+        except StoreError as error:
+            yield str(error)
             return
-        yield from attribute_problems(self.complete_path, attributes)
         yield from file_problems(self.complete_path, attributes, contents=False)
         yield from failures_problems(self.store, self.shard, attributes, contents=False)
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import zarr
 
-from data_specs.shard_files import read_attributes, sealed
+from data_specs.shard_files import sealed
+from data_specs.store_metadata import read_attributes
 from training.reading.shard_reader import ShardReader
 from training.reading.track_reader import TrackReader
 

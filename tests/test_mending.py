@@ -8,7 +8,8 @@ import pytest
 from conftest import store_bytes
 from stores import flip_bit, only_file
 
-from data_specs.shard_files import attribute_problems, file_problems, read_attributes
+from data_specs.shard_files import attribute_problems, file_problems
+from data_specs.store_metadata import read_attributes
 from data_specs.track_store import StoreError, TrackStore
 from data_specs.validate import validate_store
 from data_specs.validate_shard import shard_damage
