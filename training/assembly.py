@@ -14,6 +14,7 @@ from data_specs.video_files import check_links
 from training.clip_tower import RANDOM, open_clip_tower
 from training.distributed import Group
 from training.interchange import load_encoder
+from training.masked_prediction import MaskedPrediction
 from training.model import MaskedVideoModel, ModelConfig
 from training.reading.clips import ClipDataset, clip_loader
 from training.recipe import PretrainRecipe
@@ -98,14 +99,16 @@ def build_task(choices: Choices, group: Group) -> Task:
     )  # fmt: skip
     return Task(
         model=model.to(group.device),
-        clip_size=(recipe.frames, recipe.input_size, recipe.input_size),
+        objective=MaskedPrediction(
+            weights={name: head.weight for name, head in recipe.heads.items()},
+            head_sizes=config.heads,
+            compute_targets=lambda batch: compute_targets(batch, recipe, tower),
+            clip_size=(recipe.frames, recipe.input_size, recipe.input_size),
+        ),
         # how it is computed is no part of what it is
         model_config={**config.to_json(), "checkpoint_activations": False},
         recipe=recipe.to_json(),
-        head_sizes=config.heads,
-        head_weights={name: head.weight for name, head in recipe.heads.items()},
         clip_grad=recipe.clip_grad,
-        compute_targets=lambda batch: compute_targets(batch, recipe, tower),
         loader=lambda position: clip_loader(
             dataset,
             batch_size=micro_batch,

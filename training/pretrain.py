@@ -212,6 +212,7 @@ def prepare(options: jsonargparse.Namespace, group: Group) -> Run | None:
     )
     task = build_task(choices, group)
     if kept is not None:
+        checkpoint.check_kind(kept, task.kind, newest)
         _check_same(kept, task, newest)
     steps_per_epoch = task.clips_per_epoch / options.batch_size
     epochs = options.epochs or recipe.epochs
@@ -258,7 +259,7 @@ def pretrain(run: Run, options: jsonargparse.Namespace, group: Group) -> int:
         logger.info("interrupted and saved; the same command with --resume goes on from here")
         return EXIT_INTERRUPTED
     if group.is_main:
-        logger.info("done: %s", summary(options.out / "log.jsonl", run.task.head_weights))
+        logger.info("done: %s", summary(options.out / "log.jsonl", run.task.objective.weights))
     return EXIT_DONE
 
 
