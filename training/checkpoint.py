@@ -36,6 +36,7 @@ FORMAT, VERSION = "motion-targets/checkpoint", 1
 _FIELDS = ("step", "model", "model_config", "recipe", "optimizer", "scaler", "schedule", "random", "data")
 _NAME = re.compile(r"step-(\d{8,})\.pt")
 _STALE_SECONDS = 3600.0
+_MOST_SHOWN = 200
 _DAMAGED = (
     OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, struct.error,
     pickle.UnpicklingError, zipfile.BadZipFile,
@@ -148,7 +149,12 @@ def step_of(path: Path) -> int:
 def differences(kept: dict[str, Any], wanted: dict[str, Any], of: str) -> list[str]:
     """One line for each value of `wanted` that a checkpoint's `kept` has otherwise, both named."""
     return [
-        f"{of} {name}: the checkpoint has {kept.get(name)!r}, asked for is {value!r}"
+        f"{of} {name}: the checkpoint has {_shown(kept.get(name))}, asked for is {_shown(value)}"
         for name, value in wanted.items()
         if kept.get(name) != value
     ]
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
