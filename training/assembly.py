@@ -89,8 +89,11 @@ def build_task(choices: Choices, group: Group) -> Task:
         logger.warning("trajectories have %d steps: tubelets %d to %d have no motion", steps, steps, tubelets - 1)
     torch.manual_seed(choices.seed)
     model = MaskedVideoModel(config)
+    origin = {}
     if choices.init is not None:
-        logger.info("%s", load_encoder(model, choices.init))
+        report = load_encoder(model, choices.init)
+        logger.info("%s", report)
+        origin = report.origin
     micro_batch = choices.batch_size // (group.world_size * choices.accumulate)
     logger.info(
         "%d videos, %d that failed in extraction are left out; clips of %d frames, %s apart, %s",
@@ -108,6 +111,7 @@ def build_task(choices: Choices, group: Group) -> Task:
         # how it is computed is no part of what it is
         model_config={**config.to_json(), "checkpoint_activations": False},
         recipe=recipe.to_json(),
+        origin=origin,
         clip_grad=recipe.clip_grad,
         loader=lambda position: clip_loader(
             dataset,

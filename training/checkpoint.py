@@ -10,6 +10,7 @@ A checkpoint is what `torch.save` makes of a dictionary of tensors and plain val
     model_config      what the model is built from (training.model.ModelConfig's fields; in fine-tuning
                       training.finetuning.classifier.ClassifierConfig's)
     recipe            the resolved recipe (PretrainRecipe.to_json, FinetuneRecipe.to_json)
+    origin            what its weights began from, where they did not begin fresh; may be missing
     optimizer, scaler their state dicts
     schedule          steps, warmup_steps and peak learning rate of the run that wrote it, for the record
     random            for each rank, its generators' states (training.random_states)
@@ -122,7 +123,7 @@ def _load(path: Path) -> dict[str, Any]:
     missing = [field for field in _FIELDS if field not in state]
     if missing:
         raise CheckpointError(f"checkpoint {path}: lacks {', '.join(missing)}")
-    return {"kind": "pretraining", **state}
+    return {"kind": "pretraining", "origin": {}, **state}
 
 
 def _newest_readable(path: Path) -> Path | None:

@@ -103,7 +103,7 @@ def begun(out: Path, *, resume: bool, kind: Kind) -> tuple[dict[str, Any] | None
     one of another kind, or a checkpoint that cannot be read.
     """
     newest = checkpoint.latest(out)
-    found = [name for name in ("run.json", "log.jsonl", "checkpoints") if (out / name).exists()]
+    found = [name for name in ("run.json", "log.jsonl", "checkpoints", "test.json") if (out / name).exists()]
     if found and not resume:
         raise ValueError(
             f"--out {out} holds a run already ({', '.join(found)}); --resume goes on with it, or take another folder"
@@ -224,5 +224,6 @@ def _description(run: Run, options: jsonargparse.Namespace, group: Group) -> dic
         "recipe": run.task.recipe,
         "model": {**run.task.model_config, "parameters": sum(p.numel() for p in run.task.model.parameters())},
         "data": run.task.data,
+        "origin": run.task.origin,
         **surroundings(group),
     }

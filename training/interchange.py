@@ -41,12 +41,19 @@ class LoadReport:
     """Weights of the file that the model has no place for."""
     notes: tuple[str, ...]
     """What a reader of the features should know."""
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Of a checkpoint of this project, the kind, recipe's name and step of its training."""
 
     def __str__(self) -> str:
         parts = [f"{self.source}: {len(self.loaded)} weights loaded"]
         parts += [f"as they were: {_parts(self.fresh)}"] if self.fresh else []
         parts += [f"not used: {_parts(self.skipped)}"] if self.skipped else []
         return "; ".join([*parts, *self.notes])
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, in plain values."""
+        return {"init": str(self.source), **self.training, "weights": len(self.loaded), "notes": list(self.notes)}
 
 
 def load_encoder(model: MaskedVideoModel | VideoEncoder, given: Path | Weights) -> LoadReport:
@@ -103,6 +110,7 @@ def load_encoder(model: MaskedVideoModel | VideoEncoder, given: Path | Weights) 
         fresh=tuple(sorted(set(targets) - loaded)),
         skipped=tuple(sorted(set(weights) - loaded)),
         notes=tuple(notes),
+        training=read.training,
     )
 
 

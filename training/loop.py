@@ -95,6 +95,7 @@ def train(
                         "model": task.model.state_dict(),
                         "model_config": task.model_config,
                         "recipe": task.recipe,
+                        "origin": task.origin,
                         "optimizer": optimizer.state_dict(),
                         "scaler": scaler.state_dict(),
                         "schedule": {"steps": settings.steps, "warmup_steps": schedule.warmup_t},

@@ -116,6 +116,7 @@ def prepare(options: jsonargparse.Namespace, group: Group) -> Run | None:
     )
     task = build_task(choices, group)
     if kept is not None:
+        task = dataclasses.replace(task, origin=kept["origin"])
         own = PretrainRecipe.from_json(kept["recipe"], where=f"checkpoint {newest}").to_json()
         check_same(kept, task, newest, recipe=own)
     steps = steps_of(options, task, epochs=recipe.epochs, batch_size=options.batch_size)

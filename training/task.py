@@ -70,6 +70,8 @@ class Task:
     clips_per_epoch: int
     data: dict[str, Any]
     """What the order of the clips follows from, in plain values; it must be the same when a run goes on."""
+    origin: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What its weights began from, in plain values, for the checkpoint; empty where they began fresh."""
     draw: Callable[[int, Batch, Predictions, Any], NDArray[np.uint8] | None] | None = None
     """Draws a picture of a step's first micro-batch, on rank 0; one that it returns, RGB, goes to TensorBoard too."""
     validate: Callable[[], dict[str, Any]] | None = None

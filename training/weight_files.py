@@ -42,6 +42,8 @@ class Weights:
     """The name in VIT_SIZES, of a checkpoint of this project."""
     classes: tuple[str, ...] | None = None
     """Names of a classifier's classes by number, where something names them."""
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Kind, recipe's name and step of the training that a checkpoint of this project is of."""
 
 
 def read_weights(path: Path) -> Weights:
@@ -69,9 +71,14 @@ def read_weights(path: Path) -> Weights:
         return Weights(source=path, tensors=plain_videomae(tensors))
     separate = any(name.startswith(f"decoders.{PIXELS}.") for name in tensors)
     named = ours_to_videomae(plain_videomae(tensors), PIXELS if separate else "joint")
-    config = content.get("model_config")
+    recipe, config = content.get("recipe"), content.get("model_config")
+    training = {
+        "kind": content.get("kind", "pretraining"),
+        "recipe": recipe.get("name") if isinstance(recipe, dict) else None,
+        "step": content.get("step"),
+    }
     if not isinstance(config, dict):
-        return Weights(source=path, tensors=named)
+        return Weights(source=path, tensors=named, training=training)
     encoder = config.get("encoder", config)
     size = encoder.get("size") if isinstance(encoder, dict) else None
     return Weights(
@@ -80,6 +87,7 @@ def read_weights(path: Path) -> Weights:
         settings=_settings_of(encoder) if size in VIT_SIZES else None,
         size=size if size in VIT_SIZES else None,
         classes=tuple(map(str, config["classes"])) if isinstance(config.get("classes"), list) else None,
+        training=training,
     )
 
 

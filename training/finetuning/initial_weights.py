@@ -40,6 +40,7 @@ def load_classifier(model: VideoClassifier, given: Path | Weights) -> LoadReport
         fresh=tuple(sorted(fresh)),
         skipped=tuple(name for name in of_encoder.skipped if name not in loaded),
         notes=tuple(notes),
+        training=read.training,
     )
 
 
