@@ -25,7 +25,7 @@ from data_specs.path_template import fill_template, template_fields
 _BLANKS = " \t\r"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class VideoEntry:
     """One line of a list."""
 
