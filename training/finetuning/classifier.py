@@ -105,11 +105,8 @@ class VideoClassifier(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layers for `training.optim.parameter_groups`, as VideoMAE's and BEiT's: patches, each block, the rest."""
-        blocks: list[tuple[str, tuple[int, ...] | None]] = [
-            (r"^encoder\.blocks\.(\d+)", None),
-            (r"^(?:encoder\.norm|fc_norm|head)", (99999,)),
-        ]
-        return {"stem": r"^encoder\.patch_embed", "blocks": blocks}
+        # what matches nothing is timm's last layer: norms and head
+        return {"stem": r"^encoder\.patch_embed", "blocks": r"^encoder\.blocks\.(\d+)"}
 
 
 class HeadNorm(nn.BatchNorm1d):
