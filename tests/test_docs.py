@@ -18,6 +18,7 @@ from extraction import cli, inspect_cli
 from extraction.array_plan import add_plan_options
 from extraction.evaluation import cli as evaluation_cli
 from training import export_cli, pretrain
+from training.finetuning import finetune, probe
 
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("*/*.md")])
 
@@ -121,6 +122,10 @@ def test_every_documented_command_line_parses():
             evaluation_cli.build_parser().parse_args(words[1:])
         elif words[:1] == ["pretrain-motion"]:
             pretrain.build_parser().parse_args(words[1:])
+        elif words[:1] in (["finetune-motion"], ["probe-motion"]):
+            (finetune if words[0] == "finetune-motion" else probe).build_parser().parse_args(words[1:])
+        elif "training.finetuning.finetune" in words:
+            finetune.build_parser().parse_args(words[words.index("training.finetuning.finetune") + 1 :])
         elif "training.pretrain" in words:
             pretrain.build_parser().parse_args(words[words.index("training.pretrain") + 1 :])
         elif words[:1] == ["export-encoder"]:
@@ -138,6 +143,9 @@ def test_help_names_every_option_and_the_exit_status(capsys):
         (inspect_cli.main, ["STORE", "--verify", "--failures", "--render", "--out", "Exit status"]),
         (pretrain.main, ["--store", "--root", "--recipe", "--model", "--out", "--epochs", "--steps", "--batch-size",
                          "--lr", "--warmup-steps", "--seed", "--workers", "--resume", "--device", "Exit status"]),
+        (finetune.main, ["--dataset", "--root", "--test-list", "--init", "--recipe", "--out", "--resume", "--test-only",
+                         "--validate-every", "Exit status"]),
+        (probe.main, ["--dataset", "--init", "--recipe", "--out", "--once", "Exit status"]),
         (evaluation_cli.main, ["--tracker", "--data", "--queries", "--size", "--videos", "--json", "Exit status"]),
         (export_cli.main, ["RUN", "--to", "--out", "Exit status"]),
     ]:  # fmt: skip

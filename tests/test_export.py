@@ -156,3 +156,9 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         main([str(run), "--to", "onnx", "--out", str(tmp_path / "out")])
     assert caught.value.code == 2
+
+
+def test_a_fine_tuned_classifier_is_refused(tmp_path, capsys):
+    write_run(tmp_path / "run", kind="fine-tuning")
+    assert main([str(tmp_path / "run"), "--to", "hf", "--out", str(tmp_path / "out")]) == 2
+    assert "step-00000100.pt is of fine-tuning, not of pretraining" in capsys.readouterr().err

@@ -69,6 +69,7 @@ def export_encoder(
     _check_out(out, force)
     file = find_checkpoint(run, step)
     content = checkpoint.load(file)
+    checkpoint.check_kind(content, "pretraining", file)
     config = ModelConfig.from_json(content["model_config"], where=str(file))
     model = MaskedVideoModel(config)
     try:
