@@ -38,7 +38,14 @@ warmup_epochs: 0
 test_clips: 2
 test_crops: 3
 """
-RANDOM = "rand_augment: rand-m9-mstd0.5-inc1\nmixup: 0.8\ncutmix: 1.0\nlabel_smoothing: 0.1\ndrop_path: 0.2\nlayer_decay: 0.75\nclips_per_video: 2\n"
+RANDOM = """rand_augment: rand-m9-mstd0.5-inc1
+mixup: 0.8
+cutmix: 1.0
+label_smoothing: 0.1
+drop_path: 0.2
+layer_decay: 0.75
+clips_per_video: 2
+"""
 PROBE = "freeze_encoder: true\noptimizer: sgd\nhead_norm: batch\n"
 ENCODER = ModelConfig(size=SMALL, heads={"flow": 8}, frames=4, input_size=(32, 32))
 
@@ -297,7 +304,7 @@ for name, arguments in json.loads(sys.argv[1]).items():
 
 
 def test_two_ranks_are_one_of_twice_the_batch(run, files, clips, tmp_path):
-    """Losses and the test's probabilities; the missing video is rank 1's. A batch norm would see its rank's clips alone."""
+    """Losses and the test's probabilities; the missing video is rank 1's. A batch norm would see its rank's alone."""
     (files / "ranks.yaml").write_text((files / "probe.yaml").read_text().replace("norm: batch", "norm: none"))
     recipes = {"finetune": "tiny", "probe": "ranks"}
     mains = {"finetune": finetune.main, "probe": probe.main}
