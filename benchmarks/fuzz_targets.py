@@ -19,6 +19,7 @@ import torch
 from data_specs.dataset import DatasetError, DatasetSpec, list_digest, load_spec, parse_list
 from data_specs.demo_clips import write_clip
 from data_specs.failures import Failure, failures_path, read_failures
+from data_specs.labels import load_labelled
 from data_specs.list_names import path_problem, text_problem
 from data_specs.recipe import RecipeError, load_recipe
 from data_specs.scene import random_scene
@@ -79,6 +80,7 @@ def all_targets(folder: Path) -> list[Target]:
     _both(store)  # compiles what it needs
     return [
         *_texts(folder),
+        _labels(folder / "labels"),
         *_store(store),
         *_chunks(store),
         _partial(folder / "partial.tracks", store),
@@ -143,6 +145,43 @@ def _texts(folder: Path) -> list[Target]:
             (RecipeError,),
         ),
     ]
+
+
+def _labels(folder: Path) -> Target:
+    """Lists in every format, and files of class names, up to the numbers of the classes."""
+    folder.mkdir()
+    videos = [{"id": str(n), "label": "x", "template": f"Holding [something] {n % 3}"} for n in range(4)]
+    lists = {"train": "train.csv", "files": "*_split.txt:1"}
+    spec = {"name": "x", "lists": lists, "path_template": "{id}.webm", "label_column": "template", "classes": "classes"}
+    for origin in ("list", "folder"):
+        text = json.dumps(spec | {"label_from": origin})
+        (folder / f"{origin}.yaml").write_text(text, encoding="utf-8")
+
+    sound_lists = [json.dumps(videos).encode(), b"c/a.avi 1\nc/b d.avi 0\n", b"path,template\nx/a.avi,a\nb/b.avi,b\n"]
+    sound_names = [b"1 a\n2 Holding something 0\n", b"a\nb\n", b'{"a": "0", "Holding something 1": 1, "b": 2}']
+
+    def changed(rng: random.Random, sound: list[bytes]) -> bytes:
+        chosen = rng.choice(sound)
+        return inputs.changed_bytes(rng, chosen) if rng.randrange(3) == 0 else chosen
+
+    def make(rng: random.Random) -> tuple[bytes, bytes, bytes, str, str]:
+        odd = [inputs.changed_json(rng, videos), inputs.list_texts(rng)]
+        listed = changed(rng, sound_lists) if rng.randrange(3) else rng.choice(odd)
+        names = changed(rng, sound_names) if rng.randrange(3) else inputs.changed_json(rng, {"a": "0", "b": 1})
+        split = changed(rng, [b"a.avi 1 \nb c.avi 2\n[d].avi 1\n"])
+        return listed, names, split, rng.choice(["list", "folder"]), rng.choice(["train", "train", "files"])
+
+    def read(given: tuple[bytes, bytes, bytes, str, str]) -> None:
+        listed, names, split, origin, chosen = given
+        (folder / "train.csv").write_bytes(listed)
+        (folder / "classes").write_bytes(names)
+        (folder / "a_split.txt").write_bytes(split)
+        found = load_labelled(str(folder / f"{origin}.yaml"), str(folder), chosen)
+        assert len(found.labels) == len(found.videos.entries)
+        assert all(0 <= label < len(found.classes) for label in found.labels)
+        assert all(text_problem(name) is None for name in found.classes)
+
+    return Target("labels", make, read, (DatasetError,))
 
 
 def read_plainly(store: Path) -> None:

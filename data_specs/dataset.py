@@ -1,7 +1,7 @@
 """Data sets: where the videos are and which of them, in which order.
 
-A data set is a YAML spec (shipped by name, or a file) or simply a list file. Lists come in
-three formats, see `video_lists.py`.
+A data set is a YAML spec (shipped by name, or a file) or simply a list file. Lists come in four formats, see
+`video_lists.py`, or as one file for each class, see `class_file_lists.py`. What their labels mean is in `labels.py`.
 
 The order of the list decides which video is in which shard, so a store remembers the list's digest. What of specs and
 lists is refused is in docs/security.md.
@@ -13,14 +13,18 @@ import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jsonargparse
 
+from data_specs.class_file_lists import class_file_rows, names_class_files
 from data_specs.demo_clips import render_demo_clips
+from data_specs.list_problems import DatasetError, Problems
+from data_specs.list_rows import ListFormat
+from data_specs.path_template import template_fields
 from data_specs.plain_yaml import PlainYamlError, parse_yaml, read_yaml
 from data_specs.untrusted_files import read_bounded
-from data_specs.video_lists import DatasetError, ListFormat, VideoEntry, parse_list, template_fields
+from data_specs.video_lists import VideoEntry, entries_of, parse_list
 from data_specs.yaml_recipes import checked_fields, name_problem
 
 __all__ = [
@@ -35,6 +39,7 @@ __all__ = [
     "load_videos",
     "parse_list",
     "root_folder",
+    "spec_of",
 ]
 
 MOST_LIST_BYTES = 16 << 30
@@ -49,7 +54,7 @@ class DatasetSpec:
     name: str
     """Name under which the data set is written into the store."""
     lists: dict[str, str]
-    """List file of each split, relative to the root."""
+    """List file of each split, relative to the root; or one file for each class, as `folder/*_split1.txt:1`."""
     split: str = "train"
     """The split that is taken where none is asked for."""
     format: ListFormat = "auto"
@@ -59,10 +64,17 @@ class DatasetSpec:
     root: str | None = None
     """Root folder where neither `--root` nor the environment variable is given."""
     path_template: str | None = None
-    """For csv lists without a path column: the path from the other columns, e.g. `{label}/{youtube_id}.mp4`;
+    """For csv and JSON lists with these columns: the path from them, e.g. `{label}/{youtube_id}.mp4`;
     numbers may be formatted, e.g. `{time_start:06d}`."""
     id_column: str | None = None
-    """For csv lists: the column that holds the video's id; otherwise the path is the id."""
+    """For csv and JSON lists: the column that holds the video's id; otherwise the path is the id."""
+    label_column: str | None = None
+    """For csv and JSON lists: the column that holds the label; otherwise one called label, class or category."""
+    label_from: Literal["list", "folder"] = "list"
+    """What gives a video its label: its line of the list, or the name of the folder that it lies in."""
+    classes: str | None = None
+    """File that names the classes in the order of their numbers, relative to the root (`class_names.py`). Where it is
+    not there, the labels of the training list take its place, sorted."""
     start_stride: int = 4
     """Start stride for recipes that leave it to the data set: it must divide the training clip's tubelet size times
     its frame stride (2 x 4 for Kinetics, 2 x 3 for Something-Something V2)."""
@@ -152,7 +164,7 @@ def load_videos(
     list_file: takes the place of the spec's list of that split.
     Raises DatasetError for an unknown name, a missing root or list, a path outside the root, a duplicate id.
     """
-    spec = _spec_of(dataset)
+    spec = spec_of(dataset)
     split = split or spec.split
     if list_file is None and split not in spec.lists:
         raise DatasetError(f"data set {spec.name} has no split {split}: it has {', '.join(spec.lists)}")
@@ -162,8 +174,12 @@ def load_videos(
     if not folder.is_dir():
         raise DatasetError(f"root {folder} of data set {spec.name} is not a folder; give it with --root")
     path = Path(list_file) if list_file else folder / spec.lists[split]
-    hint = "" if list_file else f" (the {split} list of {spec.name}; another one is given with --list)"
-    entries = parse_list(_read(path, f"list {path}{hint}"), spec, where=f"list {path}", root=folder)
+    if names_class_files(path):
+        problems = Problems()
+        entries = entries_of(class_file_rows(path, problems), problems, f"lists {path}", folder)
+    else:
+        hint = "" if list_file else f" (the {split} list of {spec.name}; another one is given with --list)"
+        entries = parse_list(_read(path, f"list {path}{hint}"), spec, where=f"list {path}", root=folder)
     return VideoList(
         dataset=spec.name,
         split=split,
@@ -188,7 +204,8 @@ def root_folder(spec: DatasetSpec, root: str | None = None) -> Path:
     return Path(chosen).expanduser().absolute()
 
 
-def _spec_of(dataset: str) -> DatasetSpec:
+def spec_of(dataset: str) -> DatasetSpec:
+    """The spec of a data set given as NAME, SPEC.yaml or LIST (whose one split is `train`). Raises DatasetError."""
     if dataset in dataset_names() or dataset.endswith((".yaml", ".yml")):
         return load_spec(dataset)
     path = Path(dataset)
