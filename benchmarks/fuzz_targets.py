@@ -32,6 +32,7 @@ from extraction.evaluation.array_pickles import ArrayPickleError, load_arrays
 from extraction.evaluation.tapvid_data import TapVidDataError, read_tapvid
 from extraction.partial import PartialError, PartialFile
 from training.checkpoint import CheckpointError, load, save
+from training.finetuning.recipe import load_finetune_recipe
 from training.reading.track_reader import TrackReader
 from training.recipe import load_recipe as load_training_recipe
 
@@ -124,6 +125,7 @@ def _texts(folder: Path) -> list[Target]:
         return read
 
     extraction, training = load_recipe("mme-object").to_json(), load_training_recipe("trackmae").to_json()
+    finetuning = load_finetune_recipe("mme-ssv2").to_json()
     (folder / "here.yaml").write_text("extends: input.yaml\n", encoding="utf-8")
     spec = {
         "name": "mine", "lists": {"train": "t.csv"}, "split": "train", "format": "csv", "root_env": "X", "root": "/d",
@@ -142,6 +144,12 @@ def _texts(folder: Path) -> list[Target]:
             "training recipes",
             lambda rng: inputs.yaml_texts(rng, training),
             from_file(load_training_recipe),
+            (RecipeError,),
+        ),
+        Target(
+            "fine-tuning recipes",
+            lambda rng: inputs.yaml_texts(rng, finetuning),
+            from_file(load_finetune_recipe),
             (RecipeError,),
         ),
     ]

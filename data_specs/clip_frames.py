@@ -16,7 +16,15 @@ from data_specs.container import BrokenFrameError, RgbConverter
 from data_specs.frame_access import FrameAccess, FrameCountError
 from data_specs.frame_resampling import BoxResampler
 from data_specs.geometry import tracked_size
-from data_specs.video import VideoChangedError, VideoDecodeError, VideoOpenError, check_file
+from data_specs.video import (
+    FrameSizeChangedError,
+    VideoChangedError,
+    VideoDecodeError,
+    VideoError,
+    VideoOpenError,
+    check_file,
+    check_whole,
+)
 from data_specs.view import View
 
 
@@ -24,26 +32,28 @@ class ClipFrames:
     """A video file, opened once for any number of clips; closes with `close` or at the end of a `with`.
 
     source_size: (height, width) of the upright frames in pixels, and num_frames, as the track store has them
-    (`video/source_size`, `video/num_frames`). short_side: as in the store's recipe. file_bytes: size of the file that
-    was extracted, 0 where it is not known. `frame_size` is the size of the
+    (`video/source_size`, `video/num_frames`). Without them, of a video that is in no store, both are found here, those
+    that `Video` finds: they are attributes then. short_side: as in the store's recipe; None leaves frames at their own
+    size. file_bytes: size of the file that was extracted, 0 where it is not known. `frame_size` is the size of the
     tracked frame, in whose pixels views are given.
 
     Raises VideoOpenError here; while reading VideoDecodeError; and VideoChangedError, here or then, where the file is
-    no longer the one that the store was extracted from.
+    no longer the one that the store was extracted from. Without a store VideoDecodeError and VideoTruncatedError here,
+    FrameSizeChangedError while reading. What is damaged elsewhere in the file does not show in frames that are whole.
     """
 
     def __init__(
         self,
         path: str | Path,
         *,
-        source_size: tuple[int, int],
-        num_frames: int,
-        short_side: int | None,
+        source_size: tuple[int, int] | None = None,
+        num_frames: int | None = None,
+        short_side: int | None = None,
         file_bytes: int = 0,
     ) -> None:
-        self.path, self.num_frames = Path(path), num_frames
-        self.source_size = (int(source_size[0]), int(source_size[1]))
-        self.frame_size = tracked_size(self.source_size, short_side) if short_side else self.source_size
+        if (source_size is None) != (num_frames is None):
+            raise ValueError("source_size and num_frames are known together or not at all")
+        self.path, self._in_store = Path(path), num_frames is not None
         check_file(path)
         if file_bytes and (size := self.path.stat().st_size) != file_bytes:
             raise VideoChangedError(
@@ -57,6 +67,10 @@ class ClipFrames:
             reason = error.strerror if isinstance(error, av.FFmpegError) else str(error)
             raise VideoOpenError(path, f"cannot be opened as a video: {reason}") from error
         self._to_rgb = RgbConverter()
+        self.num_frames = self._access.num_frames
+        height, width = self._first_size() if source_size is None else source_size
+        self.source_size = (int(height), int(width))
+        self.frame_size = tracked_size(self.source_size, short_side) if short_side else self.source_size
 
     def __enter__(self) -> "ClipFrames":
         return self
@@ -104,23 +118,45 @@ class ClipFrames:
                     else:
                         drawn[clip] = read[clip][number]
                         resamplers[clip](rows, drawn[clip])
-        except BrokenFrameError as error:
-            raise VideoDecodeError(self.path, str(error)) from error
-        except FrameCountError as error:
-            raise VideoChangedError(
-                self.path,
-                f"the file holds {error.found} frames, the track store was extracted from {self.num_frames}; "
-                "extract the video again, or bring the old file back",
-            ) from error
+        except (BrokenFrameError, FrameCountError) as error:
+            raise self._unreadable(error) from error
         return read
 
+    def _first_size(self) -> tuple[int, int]:
+        """Size of the upright first frame; the file is looked at as a whole too."""
+        access = self._access
+        if not self.num_frames:
+            raise VideoOpenError(self.path, "holds no frame")
+        packets = max(access.header.packets - access.header.discarded, 1)
+        check_whole(self.path, access.header, self.num_frames, packets, lambda: access.begins)
+        try:
+            sizes = [self._to_rgb(picture)[1] for _, picture in access.frames([0])]
+        except (BrokenFrameError, FrameCountError) as error:
+            raise self._unreadable(error) from error
+        return sizes[-1]
+
+    def _unreadable(self, error: BrokenFrameError | FrameCountError) -> VideoError:
+        if isinstance(error, BrokenFrameError):
+            return VideoDecodeError(self.path, str(error))
+        if not self._in_store:
+            return VideoDecodeError(self.path, f"its packets are of {self.num_frames} frames, it gives {error.found}")
+        return VideoChangedError(
+            self.path,
+            f"the file holds {error.found} frames, the track store was extracted from {self.num_frames}; "
+            "extract the video again, or bring the old file back",
+        )
+
     def _check_size(self, size: tuple[int, int]) -> None:
-        if size != self.source_size:
-            raise VideoChangedError(
-                self.path,
-                f"the file's frames are {size[0]}x{size[1]} (height x width), the track store was extracted from "
-                f"{self.source_size[0]}x{self.source_size[1]}; extract the video again, or bring the old file back",
-            )
+        if size == self.source_size:
+            return
+        found, first = (f"{height}x{width}" for height, width in (size, self.source_size))
+        if not self._in_store:
+            raise FrameSizeChangedError(self.path, f"a frame is {found} (height x width), the first one {first}")
+        raise VideoChangedError(
+            self.path,
+            f"the file's frames are {found} (height x width), the track store was extracted from {first}; extract the "
+            "video again, or bring the old file back",
+        )
 
     def _resampler(self, view: View) -> BoxResampler:
         height, width = self.frame_size

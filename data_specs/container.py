@@ -14,8 +14,10 @@ from typing import cast
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.stream import Stream
 from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
@@ -50,10 +52,7 @@ def read_header(path: str | Path) -> ContainerHeader:
             stream = container.streams.best("video")
             if stream is None or stream.time_base is None:
                 return ContainerHeader(0, False, 0, 0, 0, ())
-            # AVI counts ticks of its clock, which need not be frames
-            counted = bool(stream.frames) and "mp4" in container.format.name
-            seconds = _seconds(stream, container.duration)
-            frames = float(stream.frames or seconds * float(stream.average_rate or 0))
+            frames, counted, seconds = announced(container, cast(VideoStream, stream))
             if stream.codec_context is not None:
                 stream.codec_context.skip_frame = "NONKEY"
             for packet in container.demux(stream):
@@ -67,6 +66,14 @@ def read_header(path: str | Path) -> ContainerHeader:
         # Whether the file can be used is the decoder's to say; what was read until here still counts.
         logger.debug("%s: reading the container stopped: %s", path, error)
     return ContainerHeader(frames, counted, seconds, packets, discarded, tuple(sizes))
+
+
+def announced(container: InputContainer, stream: VideoStream) -> tuple[float, bool, float]:
+    """`frames`, `frames_counted` and `seconds` of a ContainerHeader."""
+    # AVI counts ticks of its clock, which need not be frames
+    counted = bool(stream.frames) and "mp4" in container.format.name
+    seconds = _seconds(stream, container.duration)
+    return float(stream.frames or seconds * float(stream.average_rate or 0)), counted, seconds
 
 
 def _seconds(stream: Stream, container_duration: int | None) -> float:

@@ -20,7 +20,7 @@ import av
 import numpy as np
 from av.video.stream import VideoStream
 
-from data_specs.container import BrokenFrameError
+from data_specs.container import BrokenFrameError, ContainerHeader, announced
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +52,18 @@ class FrameAccess:
     """A video file, opened for frames by index.
 
     num_frames: how many frames decoding from start to end gives, known from an earlier time. Where the packets already
-    agree it is not checked again; else FrameCountError can come when the first frames are read.
-    Raises av.FFmpegError where the file cannot be opened, BrokenFrameError where it has no video.
+    agree it is not checked again; else FrameCountError can come when the first frames are read. None: it is found here,
+    from the packets where their timestamps tell it, else by decoding all of them, and is an attribute then. Should the
+    packets have promised too much, FrameCountError comes when a frame is missed.
+
+    Attributes: `header`, what the container announces, its sizes left out; `begins`, float64, the times in seconds at
+    which the frames' packets are shown, ascending, where they have one.
+    Raises av.FFmpegError where the file cannot be opened, BrokenFrameError where it has no video, or where counting
+    fails.
     """
 
-    def __init__(self, path: str | Path, num_frames: int) -> None:
-        self._path, self._num_frames = str(path), num_frames
+    def __init__(self, path: str | Path, num_frames: int | None) -> None:
+        self._path, self._is_told = str(path), num_frames is not None
         self._container = av.open(self._path, metadata_errors="replace")
         stream = self._container.streams.best("video")
         if stream is None or stream.codec_context is None:
@@ -65,9 +71,12 @@ class FrameAccess:
         self._stream, self._stream_index = cast(VideoStream, stream), stream.index
         self._decoder = cast(av.VideoCodecContext, stream.codec_context)
         self._decoder.thread_count = 1
-        self._closed = False
+        self._closed, self._counted = False, False
         self._packets: list[Packet] | None = []
+        self.num_frames = num_frames or 0
         self._by_timestamp = self._index_packets()
+        if not self._is_told and not self._by_timestamp:
+            self.num_frames = self._count_all()
 
     def close(self) -> None:
         """Close the file; frames can no longer be read."""
@@ -90,6 +99,7 @@ class FrameAccess:
             except (_UnsoundOrderError, av.FFmpegError) as error:
                 logger.debug("%s: counting frames from the start: %s", self._path, error)
                 self._by_timestamp = False
+                self._counted = self._counted and self._is_told  # the packets' word is not taken twice
             else:
                 return
         yield from self._count(wanted)
@@ -111,17 +121,27 @@ class FrameAccess:
                 self._packets.append(packet)
                 if kept > _MOST_KEPT_BYTES:
                     self._packets = None
-        self._counted = sum(shown) == self._num_frames  # else decoding has to tell whether num_frames is right
+        if not self._is_told:
+            self.num_frames = sum(shown)
+        self._counted = sum(shown) == self.num_frames  # else decoding has to tell whether num_frames is right
         known = [stamp for stamp, is_shown in zip(stamps, shown, strict=True) if is_shown and stamp is not None]
         told = (
             self._counted
-            and len(known) == self._num_frames == len(set(known))
+            and len(known) == self.num_frames == len(set(known))
             and bool(keys)
             and (self._has_presentation_times(known) if self._decoder.codec.reorder else known == sorted(known))
         )
+        known.sort()
+        base = float(self._stream.time_base or 0)
+        self.begins = np.array(known, np.float64) * base
+        self.header = ContainerHeader(
+            *announced(self._container, self._stream), len(stamps), len(stamps) - sum(shown), ()
+        )
+        # of frames shown before the first key frame the decoder may make none
+        if told and not self._is_told:
+            told = keys[0] == 0 and stamps[0] == known[0]
         if not told:
             return False
-        known.sort()
         self._rank = {stamp: rank for rank, stamp in enumerate(known)}
         # where the packet of each frame is, in decoding order
         places = {stamp: place for place, stamp in enumerate(stamps) if shown[place]}
@@ -192,10 +212,17 @@ class FrameAccess:
                     return
         except av.FFmpegError as error:
             raise BrokenFrameError(error.strerror) from error
-        if rank + 1 != self._num_frames:
+        if rank + 1 != self.num_frames:
             self._counted = False
             raise FrameCountError(rank + 1)
         self._counted = True
+
+    def _count_all(self) -> int:
+        """How many frames decoding from start to end gives."""
+        try:
+            return sum(1 for _ in self._decode(0, None, None))
+        except av.FFmpegError as error:
+            raise BrokenFrameError(error.strerror) from error
 
     def _decode(self, first: int, last: int | None, needed: set[int] | None) -> Iterator[av.VideoFrame]:
         """All frames of packets first ... last (None: of the last one); with `needed`, without the frames of packets

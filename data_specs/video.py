@@ -20,7 +20,7 @@ Decided here, once:
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -28,7 +28,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_specs.container import BrokenFrameError, decode_frames, read_header
+from data_specs.container import BrokenFrameError, ContainerHeader, decode_frames, read_header
 from data_specs.cpu_decord import decord
 from data_specs.geometry import tracked_size
 from data_specs.untrusted_files import open_regular
@@ -191,31 +191,44 @@ class Video:
         return np.asarray(cv2.resize(frame, self.frame_size[::-1], interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
     def _check_whole(self) -> None:
-        """Raise VideoTruncatedError where the container announces more than could be decoded.
+        check_whole(self.path, self._header, self.decoded_frames, self.announced_frames, self._begins)
 
-        decord counts the packets that are there, so a file that was cut off looks like a shorter one to it; the
-        container's own count or duration does not. A count may be a little off. A duration says less: variable frame
-        rates make frames by duration too many, so time must be missing as well, at the end or as a hole.
-        """
-        header, decoded = self._header, self.decoded_frames
-        announced = header.frames - header.discarded
-        if header.frames_counted:
-            truncated = decoded < announced - max(_MISCOUNTED_FRAMES, _MISCOUNTED * announced)
-        elif decoded < _WHOLE * announced:
-            begins = np.asarray(self._reader.get_frame_timestamp(range(len(self._reader))), dtype=np.float64)[:, 0]
-            gaps = np.diff(begins)
-            usual_gap = float(np.median(gaps)) if len(gaps) else 0.0
-            covered = begins[-1] + usual_gap - begins[0]
-            hole = max((1 - _WHOLE) * header.seconds, 4 * usual_gap)
-            truncated = covered < _WHOLE * header.seconds or bool((gaps > hole).any())
-        else:
-            truncated = False
-        if truncated or decoded < _WHOLE * self.announced_frames:
-            raise VideoTruncatedError(
-                self.path,
-                f"the container announces {'' if header.frames_counted else 'about '}{announced:.0f} frames "
-                f"({header.seconds:.1f} s), {decoded} could be decoded",
-            )
+    def _begins(self) -> NDArray[np.float64]:
+        return np.asarray(self._reader.get_frame_timestamp(range(len(self._reader))), dtype=np.float64)[:, 0]
+
+
+def check_whole(
+    path: str | Path,
+    header: ContainerHeader,
+    decoded: int,
+    packets: int,
+    begins: Callable[[], NDArray[np.float64]],
+) -> None:
+    """Raise VideoTruncatedError where the container announces more frames than the `decoded`.
+
+    packets: how many frames the packets that are there should make. begins: their times in seconds, ascending.
+    The packets alone do not tell: a file that was cut off looks like a shorter one by them; the container's own count
+    or duration does not. A count may be a little off. A duration says less: variable frame rates make frames by
+    duration too many, so time must be missing as well, at the end or as a hole.
+    """
+    announced = header.frames - header.discarded
+    if header.frames_counted:
+        truncated = decoded < announced - max(_MISCOUNTED_FRAMES, _MISCOUNTED * announced)
+    elif decoded < _WHOLE * announced:
+        times = begins()
+        gaps = np.diff(times)
+        usual_gap = float(np.median(gaps)) if len(gaps) else 0.0
+        covered = times[-1] + usual_gap - times[0] if len(times) else 0.0
+        hole = max((1 - _WHOLE) * header.seconds, 4 * usual_gap)
+        truncated = covered < _WHOLE * header.seconds or bool((gaps > hole).any())
+    else:
+        truncated = False
+    if truncated or decoded < _WHOLE * packets:
+        raise VideoTruncatedError(
+            path,
+            f"the container announces {'' if header.frames_counted else 'about '}{announced:.0f} frames "
+            f"({header.seconds:.1f} s), {decoded} could be decoded",
+        )
 
 
 def _rgb(array: "decord.ndarray.NDArray", path: str | Path) -> Frame:

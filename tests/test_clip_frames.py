@@ -43,6 +43,9 @@ def assert_same_frames(path, clips=8):
             np.testing.assert_array_equal(access.read(indices, view), [frames[i] for i in indices])
         backwards = range(len(frames))[::-3]
         np.testing.assert_array_equal(access.read(backwards, view), [frames[i] for i in backwards])
+    with ClipFrames(path) as found:  # without a store
+        assert (found.num_frames, found.source_size) == (len(frames), frames[0].shape[:2])
+        np.testing.assert_array_equal(found.read(backwards, view), [frames[i] for i in backwards])
     return frames
 
 
@@ -78,6 +81,7 @@ def test_frames_by_index_are_those_of_the_video(tmp_path, monkeypatch, case, lar
         monkeypatch.setattr("data_specs.frame_access._MOST_KEPT_BYTES", 0)
     if case in BY_TIMESTAMP:  # they do not need to be decoded from the start
         monkeypatch.setattr(FrameAccess, "_count", None)
+        monkeypatch.setattr(FrameAccess, "_count_all", None)
     assert len(assert_same_frames(path, clips=2 if large else 8)) == 40
 
 

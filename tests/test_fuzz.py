@@ -7,7 +7,8 @@ import pytest
 INPUTS = {"lists": 150, "labels": 100,
           "store.json": 15, "zarr.json, plain reader": 12, "zarr.json, --verify": 10,
           "chunks, plain reader": 10, "zarr.json, training's reader": 25, "chunks, training's reader": 25,
-          "training recipes": 25, "extraction recipes": 30, "data set specs": 50}  # fmt: skip
+          "training recipes": 25, "fine-tuning recipes": 25, "extraction recipes": 30,
+          "data set specs": 50}  # fmt: skip
 NAMES = ["array pickles", "checkpoints", "failures, a file", "failures, a line", "partial files", "paths of videos",
          "TAP-Vid files", *INPUTS]  # fmt: skip
 

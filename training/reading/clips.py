@@ -66,7 +66,30 @@ class _Drawn:
     """The clip's own; its mask is all that it still has to give."""
 
 
-class ClipDataset(Dataset[Batch]):
+class StreamedClips(Dataset[Batch]):
+    """Batches of clips by their positions in an endless `stream`; what `clip_loader` reads."""
+
+    stream: ClipStream
+
+    @property
+    def clips_per_epoch(self) -> int:
+        """Clips from one epoch's first to its last."""
+        return self.stream.clips_per_epoch
+
+    def __getitem__(self, position: int) -> Batch:
+        """The clip at this position of the stream, as a batch of one; see `read_batch`."""
+        return self.read_batch([position])
+
+    def __getitems__(self, positions: list[int]) -> Batch:
+        """What a DataLoader's worker calls."""
+        return self.read_batch(positions)
+
+    def read_batch(self, positions: Sequence[int]) -> Batch:
+        """The clips at these positions."""
+        raise NotImplementedError
+
+
+class ClipDataset(StreamedClips):
     """Batches of clips of a track store's videos, by positions in `stream`, with the targets that a recipe asks for.
 
     store: the track store; root: the folder of its videos. seed: of everything random. clips_per_video: clips that are
@@ -107,19 +130,6 @@ class ClipDataset(Dataset[Batch]):
         token_counts(self.recipe.token_grid, self.recipe.mask, self.recipe.mask_ratio, self.recipe.drop_tokens)
         self.stream = ClipStream(len(self.reader.videos), seed, clips_per_video)
         self.motion = ClipMotion(self.reader, self.recipe)
-
-    @property
-    def clips_per_epoch(self) -> int:
-        """Clips from one epoch's first to its last."""
-        return self.stream.clips_per_epoch
-
-    def __getitem__(self, position: int) -> Batch:
-        """The clip at this position of the stream, as a batch of one; see `read_batch`."""
-        return self.read_batch([position])
-
-    def __getitems__(self, positions: list[int]) -> Batch:
-        """What a DataLoader's worker calls."""
-        return self.read_batch(positions)
 
     def read_batch(self, positions: Sequence[int]) -> Batch:
         """The clips at these positions; one video's, where they follow each other, are decoded together.
@@ -197,7 +207,7 @@ class ClipDataset(Dataset[Batch]):
 
 
 def clip_loader(
-    dataset: ClipDataset,
+    dataset: StreamedClips,
     *,
     batch_size: int,
     rank: int = 0,
@@ -215,19 +225,19 @@ def clip_loader(
         dataset,
         batch_sampler=RankBatches(dataset.stream, batch_size, rank, world_size, position),
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=as_it_is,
         multiprocessing_context="forkserver" if workers else None,
-        worker_init_fn=_start_worker if workers else None,
+        worker_init_fn=start_worker if workers else None,
         pin_memory=pin_memory,
     )
 
 
-def _as_it_is(batch: Any) -> Any:
+def as_it_is(batch: Any) -> Any:
     """`read_batch` has made a batch of the clips already."""
     return batch
 
 
-def _start_worker(_: int) -> None:
+def start_worker(_: int) -> None:
     """One thread for each worker: there are as many workers as the machine is to be loaded with."""
     ignore_in_worker()
     cv2.setNumThreads(1)
