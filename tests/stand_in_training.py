@@ -21,6 +21,7 @@ from training import checkpoint
 from training.distributed import open_group
 from training.interrupts import ignore_in_worker
 from training.loop import train
+from training.masked_prediction import MaskedPrediction
 from training.optim import make_optimizer, make_schedule
 from training.recipe import HeadOptions, PretrainRecipe
 from training.step import StoppedError
@@ -127,9 +128,18 @@ def stand_in_targets(batch, without=()):
     }
 
 
+def stand_in_objective(weights=None, without=()):
+    return MaskedPrediction(
+        weights=weights or {name: head.weight for name, head in RECIPE.heads.items()},
+        head_sizes={"pixels": 4, "flow": 2},
+        compute_targets=lambda batch: stand_in_targets(batch, without),
+        clip_size=(T, H, W),
+    )
+
+
 def train_stand_in(run, *, steps, batch_size=4, accumulate=1, workers=0, resume=False, keep=3, save_every=1000,
                    dropout=0.2, without=(), clip_grad=None, draw=None, figure_every=0, device="cpu", precision="fp32",
-                   schedule_steps=None, **clips):  # fmt: skip
+                   schedule_steps=None, validate=None, validate_every=0, **clips):  # fmt: skip
     """Train the stand-in; returns (outcome, model)."""
     torch.manual_seed(0)
     with open_group(device) as group:
@@ -142,23 +152,21 @@ def train_stand_in(run, *, steps, batch_size=4, accumulate=1, workers=0, resume=
         each = batch_size // group.world_size // accumulate
         task = Task(
             model=model,
-            clip_size=(T, H, W),
+            objective=stand_in_objective(without=without),
             model_config={"size": "tiny"},
             recipe=RECIPE.to_json(),
-            head_sizes={"pixels": 4, "flow": 2},
-            head_weights={name: head.weight for name, head in RECIPE.heads.items()},
             clip_grad=clip_grad,
-            compute_targets=lambda batch: stand_in_targets(batch, without),
             loader=lambda position: stand_in_loader(
                 position, batch_size=each, rank=group.rank, world_size=group.world_size, workers=workers, **clips
             ),
             clips_per_epoch=VIDEOS,
             data={"seed": 0, "batch_size": batch_size},
             draw=draw,
+            validate=None if validate is None else lambda: validate(model),
         )
         settings = Settings(
             steps=steps, batch_size=batch_size, accumulate=accumulate, precision=precision, keep=keep,
-            save_every=save_every, figure_every=figure_every,
+            save_every=save_every, figure_every=figure_every, validate_every=validate_every,
         )  # fmt: skip
         newest = checkpoint.latest(run) if resume else None
         kept = checkpoint.load(newest) if newest is not None else None

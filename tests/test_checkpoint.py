@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from training import checkpoint
-from training.checkpoint import CheckpointError, checkpoint_path, checkpoints, differences, latest, load, save
+from training.checkpoint import (
+    CheckpointError,
+    check_kind,
+    checkpoint_path,
+    checkpoints,
+    differences,
+    latest,
+    load,
+    save,
+)
 from training.random_states import random_states, restore_random_states, seed_rank
 
 
@@ -122,6 +131,17 @@ def test_other_files_are_refused(tmp_path, content, says):
     torch.save(content, tmp_path / "file.pt")
     with pytest.raises(CheckpointError, match=says):
         load(tmp_path / "file.pt")
+
+
+def test_checkpoints_from_before_there_were_kinds_are_pretraining_s(tmp_path):
+    old = load(save(tmp_path, state_of(1), keep=9))
+    new = load(save(tmp_path, state_of(2, kind="fine-tuning"), keep=9))
+    check_kind(old, "pretraining", None)
+    check_kind(new, "fine-tuning", None)
+    with pytest.raises(CheckpointError, match=r"checkpoint x\.pt is of pretraining, not of fine-tuning; take another"):
+        check_kind(old, "fine-tuning", "x.pt")
+    with pytest.raises(CheckpointError, match="is of fine-tuning, not of pretraining"):
+        check_kind(new, "pretraining", "x.pt")
 
 
 class Runs:

@@ -55,10 +55,18 @@ def test_positions_are_the_closed_form():
             assert float(table[n, 2 * i + 1]) == pytest.approx(math.cos(angle), abs=1e-7)
 
 
-# Tong et al. 2022, table 6: 22 M, 87 M, 305 M, 633 M, with a classifier of 400; vit_tiny has 12 blocks of 192
+# Tong et al. 2022, table 6: 22 M, 87 M, 305 M, 633 M, with a classifier of 400; vit_tiny has 12 blocks of 192,
+# vit_micro 4 of 128: 12 x 128^2 and some in each, 1536 x 128 in the patch embedding
 @pytest.mark.parametrize(
     ("size", "millions"),
-    [("vit_tiny", 5.7), ("vit_small", 22), ("vit_base", 87), ("vit_large", 305), ("vit_huge", 633)],
+    [
+        ("vit_micro", 1.04),
+        ("vit_tiny", 5.7),
+        ("vit_small", 22),
+        ("vit_base", 87),
+        ("vit_large", 305),
+        ("vit_huge", 633),
+    ],
 )
 def test_encoders_have_the_published_number_of_parameters(size, millions):
     with torch.device("meta"):
@@ -68,7 +76,7 @@ def test_encoders_have_the_published_number_of_parameters(size, millions):
 
 
 def test_sizes_are_sound():
-    for name in ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"):
+    for name in ("vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"):
         size = VIT_SIZES[name]
         assert size.width % size.heads == size.decoder_width % size.decoder_heads == 0
         assert size.decoder_width * 2 == size.width
@@ -164,6 +172,30 @@ def test_operations_are_those_that_mme_reports(decoder, depth, published):
     assert forward / 2e9 == pytest.approx(published, abs=0.7)
 
 
+def test_drop_path_rises_linearly_and_is_for_training_alone():
+    torch.manual_seed(3)
+    plain = VideoEncoder(CONFIG)
+    torch.manual_seed(3)
+    dropping = VideoEncoder(CONFIG, drop_path=0.4)
+    assert plain.state_dict().keys() == dropping.state_dict().keys()
+    paths = [(block.drop_path1, block.drop_path2) for block in dropping.blocks]
+    assert [getattr(path, "drop_prob", 0.0) for pair in paths for path in pair] == [0.0, 0.0, 0.2, 0.2, 0.4, 0.4]
+    assert torch.equal(plain.eval()(video()), dropping.eval()(video()))
+    dropping.train()
+    assert not torch.equal(dropping(video()), dropping(video()))
+
+
+def test_drop_path_is_the_same_where_activations_are_computed_again():
+    grads = []
+    for recompute in (False, True):
+        torch.manual_seed(3)
+        encoder = VideoEncoder(dataclasses.replace(CONFIG, checkpoint_activations=recompute), drop_path=0.5)
+        torch.manual_seed(4)
+        encoder(video()).square().mean().backward()
+        grads.append({name: p.grad for name, p in encoder.named_parameters()})
+    assert_same(grads[0], grads[1], rtol=0, atol=0)
+
+
 def test_activation_checkpointing_changes_nothing_but_memory():
     grads = []
     for recompute in (False, True):
@@ -224,7 +256,7 @@ def test_a_configuration_survives_json():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"size": "vit_giant"}, "size is vit_giant, must be one of vit_tiny"),
+        ({"size": "vit_giant"}, "size is vit_giant, must be one of vit_micro, vit_tiny"),
         ({"frames": 5}, "frames is 5, must be a multiple of tubelet, 2"),
         ({"input_size": (32, 40)}, r"input_size is \(32, 40\), must be two multiples of patch, 16"),
         ({"heads": {"flow": 0}}, "head flow has 0 values"),

@@ -10,14 +10,11 @@ import torch
 from stand_in_training import (
     VIDEOS,
     Clips,
-    H,
-    T,
     TinyModel,
-    W,
     log_lines,
     numbers,
     stand_in_loader,
-    stand_in_targets,
+    stand_in_objective,
 )
 
 from data_specs.track_store import StoreError
@@ -36,13 +33,10 @@ def built(monkeypatch):
         torch.manual_seed(choices.seed)
         return Task(
             model=TinyModel(),
-            clip_size=(T, H, W),
+            objective=stand_in_objective({"pixels": 1.0, "flow": 0.5}),
             model_config={"size": choices.model, "heads": {"pixels": 4, "flow": 2}},
             recipe=choices.recipe.to_json(),
-            head_sizes={"pixels": 4, "flow": 2},
-            head_weights={"pixels": 1.0, "flow": 0.5},
             clip_grad=None,
-            compute_targets=stand_in_targets,
             loader=lambda position: stand_in_loader(
                 position, batch_size=choices.batch_size // choices.accumulate, **told["clips"]
             ),
@@ -159,6 +153,14 @@ def test_another_store_recipe_model_or_batch_is_refused_with_both_values(built, 
         "model's size: the checkpoint has 'vit_tiny', asked for is 'vit_small'",
     ]:
         assert expected in text
+
+
+def test_a_folder_of_fine_tuning_is_refused(built, tmp_path, capsys):
+    assert run(tmp_path, "--steps", "2") == 0
+    newest = checkpoint.latest(tmp_path)
+    torch.save({**torch.load(newest, weights_only=True), "kind": "fine-tuning"}, newest)
+    assert run(tmp_path, "--steps", "4", "--resume") == 2
+    assert "step-00000002.pt is of fine-tuning, not of pretraining" in capsys.readouterr().err
 
 
 def test_a_truncated_checkpoint_names_the_one_to_go_on_from(built, tmp_path, capsys):

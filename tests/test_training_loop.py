@@ -18,14 +18,11 @@ from conftest import REPOSITORY
 from stand_in_training import (
     RECIPE,
     Clips,
-    H,
-    T,
     TinyModel,
-    W,
     log_lines,
     numbers,
     stand_in_loader,
-    stand_in_targets,
+    stand_in_objective,
     train_stand_in,
 )
 from torch import nn
@@ -34,7 +31,7 @@ from training import checkpoint
 from training.distributed import Group
 from training.frames import normalise_frames
 from training.optim import make_optimizer
-from training.step import StepInput, StoppedError, optimise
+from training.step import StepInput, StoppedError, optimise, share_running_statistics
 from training.step_batches import StepBatches
 from training.task import Task
 
@@ -290,6 +287,36 @@ def test_pictures_are_drawn_of_what_was_trained_on(tmp_path):
     }
 
 
+def test_validation_leaves_the_training_as_it_was(tmp_path):
+    seen = []
+
+    def validate(model):
+        seen.append(model.training)
+        torch.rand(3)
+        return {"top1": float(len(seen)), "left_out": []}
+
+    train_stand_in(tmp_path / "plain", steps=7)
+    train_stand_in(tmp_path / "validated", steps=5, schedule_steps=7, validate=validate, validate_every=2)
+    assert seen == [False] * 2
+    train_stand_in(tmp_path / "validated", steps=7, resume=True, validate=validate, validate_every=2)
+    assert numbers(tmp_path / "validated") == numbers(tmp_path / "plain")
+    lines = [json.loads(line) for line in (tmp_path / "validated" / "validation.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 2 * n, "top1": float(n), "left_out": []} for n in (1, 2, 3)]
+
+
+def test_running_statistics_are_the_mean_of_the_ranks(monkeypatch):
+    """The other rank's are twice this one's."""
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    mean, var = torch.tensor([1.0, -2.0, 3.0]), torch.tensor([1.0, 2.0, 0.5])
+    model[1].running_mean, model[1].running_var = mean.clone(), var.clone()
+    share_running_statistics(model, Group(0, 1, torch.device("cpu")))
+    torch.testing.assert_close(model[1].running_mean, mean)
+    monkeypatch.setattr("training.step.sum_over_ranks", lambda own: 3 * own)
+    share_running_statistics(model, Group(0, 2, torch.device("cpu")))
+    torch.testing.assert_close(model[1].running_mean, 1.5 * mean)
+    torch.testing.assert_close(model[1].running_var, 1.5 * var)
+
+
 def test_there_is_nothing_to_do_once_it_is_done(tmp_path):
     train_stand_in(tmp_path, steps=2)
     with pytest.raises(ValueError, match="2 of 2 steps are done"):
@@ -357,10 +384,8 @@ def test_fp16_skips_a_step_that_overflows_while_its_scale_can_go_down(scale):
         model.decoders["flow"].weight.register_hook(lambda grad: grad * torch.inf)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     task = Task(
-        model=model, clip_size=(T, H, W), model_config={}, recipe={}, head_weights={"flow": 1.0}, clip_grad=None,
-        clips_per_epoch=4, data={},
-        compute_targets=stand_in_targets, head_sizes={"flow": 2},
-        loader=lambda position: [],
+        model=model, objective=stand_in_objective({"flow": 1.0}), model_config={}, recipe={}, clip_grad=None,
+        clips_per_epoch=4, data={}, loader=lambda position: [],
     )  # fmt: skip
     optimizer = make_optimizer(model, RECIPE, batch_size=4)
     scaler = torch.amp.GradScaler("cpu", init_scale=scale)

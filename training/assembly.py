@@ -14,6 +14,7 @@ from data_specs.video_files import check_links
 from training.clip_tower import RANDOM, open_clip_tower
 from training.distributed import Group
 from training.interchange import load_encoder
+from training.masked_prediction import MaskedPrediction
 from training.model import MaskedVideoModel, ModelConfig
 from training.reading.clips import ClipDataset, clip_loader
 from training.recipe import PretrainRecipe
@@ -88,8 +89,11 @@ def build_task(choices: Choices, group: Group) -> Task:
         logger.warning("trajectories have %d steps: tubelets %d to %d have no motion", steps, steps, tubelets - 1)
     torch.manual_seed(choices.seed)
     model = MaskedVideoModel(config)
+    origin = {}
     if choices.init is not None:
-        logger.info("%s", load_encoder(model, choices.init))
+        report = load_encoder(model, choices.init)
+        logger.info("%s", report)
+        origin = report.origin
     micro_batch = choices.batch_size // (group.world_size * choices.accumulate)
     logger.info(
         "%d videos, %d that failed in extraction are left out; clips of %d frames, %s apart, %s",
@@ -98,14 +102,17 @@ def build_task(choices: Choices, group: Group) -> Task:
     )  # fmt: skip
     return Task(
         model=model.to(group.device),
-        clip_size=(recipe.frames, recipe.input_size, recipe.input_size),
+        objective=MaskedPrediction(
+            weights={name: head.weight for name, head in recipe.heads.items()},
+            head_sizes=config.heads,
+            compute_targets=lambda batch: compute_targets(batch, recipe, tower),
+            clip_size=(recipe.frames, recipe.input_size, recipe.input_size),
+        ),
         # how it is computed is no part of what it is
         model_config={**config.to_json(), "checkpoint_activations": False},
         recipe=recipe.to_json(),
-        head_sizes=config.heads,
-        head_weights={name: head.weight for name, head in recipe.heads.items()},
+        origin=origin,
         clip_grad=recipe.clip_grad,
-        compute_targets=lambda batch: compute_targets(batch, recipe, tower),
         loader=lambda position: clip_loader(
             dataset,
             batch_size=micro_batch,

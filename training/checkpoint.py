@@ -4,15 +4,18 @@ A checkpoint is what `torch.save` makes of a dictionary of tensors and plain val
 `torch.load(file, weights_only=True)` opens it without running any code of its own:
 
     format, version   "motion-targets/checkpoint", 1
+    kind              what was trained: pretraining (also where it is missing), fine-tuning
     step              optimisation steps done
     model             the model's state dict, float32
-    model_config      what the model is built from (training.model.ModelConfig's fields)
-    recipe            the resolved pretraining recipe (PretrainRecipe.to_json)
+    model_config      what the model is built from (training.model.ModelConfig's fields; in fine-tuning
+                      training.finetuning.classifier.ClassifierConfig's)
+    recipe            the resolved recipe (PretrainRecipe.to_json, FinetuneRecipe.to_json)
+    origin            what its weights began from, where they did not begin fresh; may be missing
     optimizer, scaler their state dicts
     schedule          steps, warmup_steps and peak learning rate of the run that wrote it, for the record
     random            for each rank, its generators' states (training.random_states)
     data              position, the clips consumed so far by all ranks, and what their order follows from: the seed, the
-                      batch size, the store's digest
+                      batch size, the store's or the list's digest
 """
 
 import logging
@@ -34,6 +37,7 @@ FORMAT, VERSION = "motion-targets/checkpoint", 1
 _FIELDS = ("step", "model", "model_config", "recipe", "optimizer", "scaler", "schedule", "random", "data")
 _NAME = re.compile(r"step-(\d{8,})\.pt")
 _STALE_SECONDS = 3600.0
+_MOST_SHOWN = 200
 _DAMAGED = (
     OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, struct.error,
     pickle.UnpicklingError, zipfile.BadZipFile,
@@ -94,6 +98,12 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{error}{way_out}") from error
 
 
+def check_kind(content: dict[str, Any], kind: str, path: Path | None) -> None:
+    """Raise CheckpointError where a checkpoint is of another kind of training."""
+    if content["kind"] != kind:
+        raise CheckpointError(f"checkpoint {path} is of {content['kind']}, not of {kind}; take another folder")
+
+
 def _load(path: Path) -> dict[str, Any]:
     try:
         path.open("rb").close()
@@ -105,7 +115,7 @@ def _load(path: Path) -> dict[str, Any]:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"checkpoint {path}: is cut off, damaged or not a checkpoint: {first_line}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(f"checkpoint {path}: is not one of pretrain-motion's ({FORMAT})")
+        raise CheckpointError(f"checkpoint {path}: is not one of pretrain-motion's or finetune-motion's ({FORMAT})")
     if state.get("version") != VERSION:
         raise CheckpointError(
             f"checkpoint {path}: version {state.get('version')!r}; this software reads version {VERSION}"
@@ -113,7 +123,7 @@ def _load(path: Path) -> dict[str, Any]:
     missing = [field for field in _FIELDS if field not in state]
     if missing:
         raise CheckpointError(f"checkpoint {path}: lacks {', '.join(missing)}")
-    return state
+    return {"kind": "pretraining", "origin": {}, **state}
 
 
 def _newest_readable(path: Path) -> Path | None:
@@ -140,7 +150,12 @@ def step_of(path: Path) -> int:
 def differences(kept: dict[str, Any], wanted: dict[str, Any], of: str) -> list[str]:
     """One line for each value of `wanted` that a checkpoint's `kept` has otherwise, both named."""
     return [
-        f"{of} {name}: the checkpoint has {kept.get(name)!r}, asked for is {value!r}"
+        f"{of} {name}: the checkpoint has {_shown(kept.get(name))}, asked for is {_shown(value)}"
         for name, value in wanted.items()
         if kept.get(name) != value
     ]
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"

@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.frames import normalise_frames
-from training.interchange import load_torch_file
 from training.recipe import CLIP_TOWERS, ClipModel, PretrainRecipe
 from training.task import AUTOCAST, Precision
+from training.weight_files import load_torch_file
 
 HUB, RANDOM = "hub", "random"
 _TIMM_NAMES: dict[ClipModel, str] = {

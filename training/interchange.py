@@ -5,35 +5,26 @@ The values of a `pixels` head are ordered as in both: frame of the tubelet, row,
 `engine_for_pretraining.py`: `(p0 p1 p2) c`).
 """
 
-import argparse
 import dataclasses
 import json
-import pickle
-import re
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from training import checkpoint
 from training.model import COLOURS, MLP_RATIO, MaskedVideoModel, ModelConfig, VideoEncoder, sinusoid_table
-from training.weight_names import huggingface_to_videomae, ours_to_videomae, plain_videomae, videomae_to_huggingface
+from training.weight_files import PIXELS, InterchangeError, Weights, read_weights
+from training.weight_names import ours_to_videomae, videomae_to_huggingface
 
-_PIXELS = "pixels"
+__all__ = ["InterchangeError", "LoadReport", "export_huggingface", "export_videomae", "load_encoder"]
+
 _SHOWN_PROBLEMS = 8
-_DAMAGED = (RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, struct.error)
-"""What torch.load trips over in bytes that are not its own."""
+_NORM = ("encoder.norm.weight", "encoder.norm.bias")
 _TRANSFORMERS_DEFAULTS = {"num_attention_heads": 12, "decoder_num_attention_heads": 6, "hidden_act": "gelu"}
-
-
-class InterchangeError(ValueError):
-    """Weights that cannot be read, do not fit, or cannot be written; the message names file, weight and both shapes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +41,8 @@ class LoadReport:
     """Weights of the file that the model has no place for."""
     notes: tuple[str, ...]
     """What a reader of the features should know."""
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Of a checkpoint of this project, the kind, recipe's name and step of its training."""
 
     def __str__(self) -> str:
         parts = [f"{self.source}: {len(self.loaded)} weights loaded"]
@@ -57,25 +50,34 @@ class LoadReport:
         parts += [f"not used: {_parts(self.skipped)}"] if self.skipped else []
         return "; ".join([*parts, *self.notes])
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, in plain values."""
+        return {"init": str(self.source), **self.training, "weights": len(self.loaded), "notes": list(self.notes)}
 
-def load_encoder(model: MaskedVideoModel | VideoEncoder, path: Path) -> LoadReport:
+
+def load_encoder(model: MaskedVideoModel | VideoEncoder, given: Path | Weights) -> LoadReport:
     """Load an encoder's weights in place, and those of the decoder and `pixels` head where all of them fit.
 
-    `path` is a Hugging Face folder, a file of VideoMAE's code (of pretraining or fine-tuning), or a checkpoint of this
-    project. The model keeps its configuration: its LayerNorm epsilon, and positions for its own grid of tokens. Raises
-    InterchangeError, with the model untouched, for other files, encoders of another size or with learned positions, and
-    values that are not finite.
+    `given` is a Hugging Face folder, a file of VideoMAE's code (of pretraining or fine-tuning), a checkpoint of this
+    project or a run's folder, whose newest is taken; or what was read from one of them. The model keeps its
+    configuration: its LayerNorm epsilon, and positions for its own grid of tokens. Raises InterchangeError, with the
+    model untouched, for other files, encoders of another size or with learned positions, and values that are not
+    finite.
     """
-    weights, settings = _read(path)
+    read = given if isinstance(given, Weights) else read_weights(given)
+    path, weights, settings = read.source, read.tensors, read.settings
     targets = _targets(model)
     encoder = {name for name in targets if name.startswith("encoder.")}
     found = {name for name in weights if name.startswith("encoder.")}
     if not found & encoder:
         some = ", ".join(sorted(weights)[:3])
         raise InterchangeError(f"{path}: not a VideoMAE encoder: no encoder.blocks.0.…, but {some}, …")
-    has_norm = "encoder.norm.weight" in weights
-    wanted = encoder if has_norm else encoder - {"encoder.norm.weight", "encoder.norm.bias"}
+    has_norm = _NORM[0] in weights
+    wanted = encoder if has_norm else encoder - set(_NORM)
     found -= {"encoder.pos_embed"}
+    if _NORM[0] not in encoder:  # the pooled features have a norm of their own
+        found -= set(_NORM)
     problems = _mismatches(weights, targets, found & encoder)
     problems += [f"{name} is missing" for name in sorted(wanted - found)]
     problems += [f"{name} has no place in {model.config.size}" for name in sorted(found - encoder)]
@@ -86,7 +88,7 @@ def load_encoder(model: MaskedVideoModel | VideoEncoder, path: Path) -> LoadRepo
         raise InterchangeError(f"{path} does not fit {model.config.size}: {_some(problems)}")
 
     notes = _settings_notes(settings, model.config)
-    if not has_norm:
+    if not has_norm and _NORM[0] in encoder:
         notes.append("no final norm in it, as after fine-tuning with mean pooling: the model's own stays")
     loaded, rest = found & encoder, _decoder_names(model, targets)
     if rest:
@@ -108,6 +110,7 @@ def load_encoder(model: MaskedVideoModel | VideoEncoder, path: Path) -> LoadRepo
         fresh=tuple(sorted(set(targets) - loaded)),
         skipped=tuple(sorted(set(weights) - loaded)),
         notes=tuple(notes),
+        training=read.training,
     )
 
 
@@ -136,86 +139,23 @@ def export_videomae(model: MaskedVideoModel | VideoEncoder, file: Path, whole: b
     torch.save({"model": {name: t.detach().cpu().clone() for name, t in _exported(model, whole).items()}}, file)
 
 
-def load_torch_file(file: Path) -> Any:
-    """What is in a file of `torch.save`, on the CPU; nothing in it is run. Raises InterchangeError, OSError."""
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # VideoMAE keeps its options in `args`
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(
-            r"WeightsUnpickler error: (?:Unsupported global: )?(.+?)(?: was not|$)", str(error), re.MULTILINE
-        )
-        reason = found[1] if found else "no pickle"
-        raise InterchangeError(
-            f"{file}: not a file of weights, or one with Python objects beside them, which could run code ({reason}); "
-            "if you trust it, load it with torch.load(weights_only=False) and save its state dict alone as {'model': …}"
-        ) from error
-    except (*_DAMAGED, OSError) as error:
-        if isinstance(error, OSError) and error.filename is not None:
-            raise  # it is not there, or must not be read; PyTorch has others for what it finds in it
-        reason = str(error).split("\n", maxsplit=1)[0]
-        raise InterchangeError(f"{file}: damaged, or not of torch.save ({type(error).__name__}: {reason})") from error
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """Weights by VideoMAE's names and, of a Hugging Face folder, its config."""
-    if path.is_dir():
-        return _read_huggingface(path)
-    if path.suffix == ".safetensors":
-        raise InterchangeError(f"{path}: give its folder, its config.json is needed too")
-    content = load_torch_file(path)
-    if not isinstance(content, dict):
-        raise InterchangeError(f"{path}: holds a {type(content).__name__}, not weights by name")
-    nested = next((content[key] for key in ("model", "module", "state_dict") if key in content), content)
-    weights = {name: value for name, value in nested.items() if isinstance(value, Tensor)}
-    if content.get("format") == checkpoint.FORMAT:
-        separate = any(name.startswith(f"decoders.{_PIXELS}.") for name in weights)
-        return ours_to_videomae(plain_videomae(weights), _PIXELS if separate else "joint"), None
-    return plain_videomae(weights), None
-
-
-def _read_huggingface(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    config_file = folder / "config.json"
-    if not config_file.is_file():
-        raise InterchangeError(f"{folder}: no config.json, so not a Hugging Face folder")
-    try:
-        settings = json.loads(config_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InterchangeError(f"{config_file}: not JSON: {error}") from error
-    if settings.get("model_type") != "videomae":
-        raise InterchangeError(f"{config_file}: model_type is {settings.get('model_type')}, must be videomae")
-    if (file := folder / "model.safetensors").is_file():
-        try:
-            weights = load_file(file)
-        except SafetensorError as error:
-            raise InterchangeError(f"{file}: damaged: {error}") from error
-    elif (file := folder / "pytorch_model.bin").is_file():
-        weights = load_torch_file(file)
-    else:
-        raise InterchangeError(
-            f"{folder}: neither model.safetensors nor pytorch_model.bin; weights in several files become one by "
-            "save_pretrained(max_shard_size='100GB')"
-        )
-    return huggingface_to_videomae(weights), settings
-
-
 def _targets(model: MaskedVideoModel | VideoEncoder) -> dict[str, Tensor]:
     """The model's own tensors by VideoMAE's names, where it has one."""
     if isinstance(model, VideoEncoder):
         return ours_to_videomae({f"encoder.{name}": tensor for name, tensor in model.state_dict().items()})
-    return ours_to_videomae(model.state_dict(), _PIXELS if model.config.decoder == "separate" else "joint")
+    return ours_to_videomae(model.state_dict(), PIXELS if model.config.decoder == "separate" else "joint")
 
 
 def _decoder_names(model: MaskedVideoModel | VideoEncoder, targets: Mapping[str, Tensor]) -> set[str]:
     """VideoMAE's names of what predicts pixels, where the model does."""
-    if isinstance(model, VideoEncoder) or _PIXELS not in model.config.heads:
+    if isinstance(model, VideoEncoder) or PIXELS not in model.config.heads:
         return set()
     return {name for name in targets if name.startswith(("mask_token", "encoder_to_decoder.", "decoder."))}
 
 
 def _exported(model: MaskedVideoModel | VideoEncoder, whole: bool) -> dict[str, Tensor]:
     config = model.config
-    wanted = {_PIXELS: config.token_values}
+    wanted = {PIXELS: config.token_values}
     if whole and (isinstance(model, VideoEncoder) or config.heads != wanted):
         raise InterchangeError(
             f"a whole VideoMAE predicts pixels alone, {wanted}; this model's heads are {config.heads}: "

@@ -83,15 +83,19 @@ def train(
                 picture = task.draw(step, *result.picture)
                 if picture is not None:
                     log.picture("predictions", picture, step)
+            if settings.validate_every and step % settings.validate_every == 0 and not result.signalled:
+                _validate(task, log, step)
             if result.signalled or step == settings.steps or step % settings.save_every == 0:
                 states = gather_objects(random_states())
                 if log is not None:
                     log.sync()
                     state = {
+                        "kind": task.kind,
                         "step": step,
                         "model": task.model.state_dict(),
                         "model_config": task.model_config,
                         "recipe": task.recipe,
+                        "origin": task.origin,
                         "optimizer": optimizer.state_dict(),
                         "scaler": scaler.state_dict(),
                         "schedule": {"steps": settings.steps, "warmup_steps": schedule.warmup_t},
@@ -126,7 +130,7 @@ def _line(
         "loss": result.loss,
         **result.losses,
         **{f"{head}_trivial": value for head, value in result.trivial.items()},
-        "lr": float(optimizer.param_groups[0]["lr"]),
+        "lr": max(float(group["lr"]) for group in optimizer.param_groups),
         "grad_norm": result.grad_norm,
         "clips": result.clips,
         "skipped": result.skipped,
@@ -134,6 +138,19 @@ def _line(
         "wait_share": min(result.waited / seconds, 1.0),
         "seconds": seconds,
     }
+
+
+def _validate(task: Task, log: RunLog | None, step: int) -> None:
+    """Write what validation finds; the training goes on as if there had been none. Every rank must call it."""
+    if task.validate is None:
+        return
+    states = random_states()  # a loader that starts draws from PyTorch's
+    task.model.eval()
+    found = task.validate()
+    task.model.train()
+    restore_random_states(states)
+    if log is not None:
+        log.write_validation({"step": step, **found})
 
 
 def _report(log: RunLog | None, line: dict[str, Any], result: StepResult, micro_batches: list[Batch]) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from timm.layers import DropPath  # type: ignore[attr-defined]
 from timm.models.beit import Block
 from torch import Tensor, nn
 from torch.nn import functional
@@ -34,13 +35,15 @@ class VitSize:
 
 
 VIT_SIZES = {
+    "vit_micro": VitSize(width=128, depth=4, heads=4, decoder_width=64, decoder_heads=4),
     "vit_tiny": VitSize(width=192, depth=12, heads=3, decoder_width=96, decoder_heads=3),
     "vit_small": VitSize(width=384, depth=12, heads=6, decoder_width=192, decoder_heads=3),
     "vit_base": VitSize(width=768, depth=12, heads=12, decoder_width=384, decoder_heads=6),
     "vit_large": VitSize(width=1024, depth=24, heads=16, decoder_width=512, decoder_heads=8),
     "vit_huge": VitSize(width=1280, depth=32, heads=16, decoder_width=640, decoder_heads=8),
 }
-"""Encoders by name: VideoMAE's, and `vit_tiny` for trying. A decoder is half as wide as its encoder."""
+"""Encoders by name: VideoMAE's; `vit_tiny` for trying; `vit_micro` for studies in little on a CPU. A decoder is half as
+wide as its encoder."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,19 +171,24 @@ class MaskedVideoModel(nn.Module):
 
 
 class VideoEncoder(nn.Module):
-    """The part that is kept after pretraining: patch embedding, positions, blocks, final norm."""
+    """The part that is kept after pretraining: patch embedding, positions, blocks, final norm.
+
+    drop_path: chance that a clip passes by the last block's branches in training; rises linearly with depth from 0 at
+    the first (Huang et al. 2016). final_norm: false leaves the tokens as the last block gives them. Neither is part of
+    the configuration: weights have the same names, and pretraining has no use for either.
+    """
 
     positions: Tensor
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, drop_path: float = 0.0, final_norm: bool = True) -> None:
         super().__init__()
         self.config = config
         cube = (config.tubelet, config.patch, config.patch)
         self.patch_embed = nn.Conv3d(COLOURS, config.vit.width, kernel_size=cube, stride=cube)
         table = sinusoid_table(math.prod(config.token_grid), config.vit.width)
         self.register_buffer("positions", table, persistent=False)
-        self.blocks = _blocks(config, config.vit.depth, config.vit.width, config.vit.heads)
-        self.norm = nn.LayerNorm(config.vit.width, eps=config.norm_eps)
+        self.blocks = _blocks(config, config.vit.depth, config.vit.width, config.vit.heads, drop_path)
+        self.norm = nn.LayerNorm(config.vit.width, eps=config.norm_eps) if final_norm else nn.Identity()
 
     def forward(self, video: Tensor, visible: Tensor | None = None) -> Tensor:
         """Features (B, Nv, D) of the tokens `visible`, int64 (B, Nv), or of all N; `video` is float (B, C, T, H, W)."""
@@ -228,18 +236,19 @@ class Decoder(nn.Module):
         return self.norm(decoded[:, visible.shape[1] :])  # type: ignore[no-any-return]
 
 
-def _blocks(config: ModelConfig, depth: int, width: int, heads: int) -> nn.ModuleList:
+def _blocks(config: ModelConfig, depth: int, width: int, heads: int, drop_path: float = 0.0) -> nn.ModuleList:
     # BEiT's block without its window is VideoMAE's: keys have no bias, queries and values do
     norm: Any = partial(nn.LayerNorm, eps=config.norm_eps)
     block = partial(Block, width, num_heads=heads, mlp_ratio=MLP_RATIO, qkv_bias=True, norm_layer=norm)
-    return nn.ModuleList(block() for _ in range(depth)).apply(_initialise)
+    rates = [drop_path * number / max(depth - 1, 1) for number in range(depth)]
+    return nn.ModuleList(block(drop_path=rate) for rate in rates).apply(_initialise)
 
 
 def _run(blocks: nn.ModuleList, tokens: Tensor, recompute: bool) -> Tensor:
     for block in blocks:
         if recompute and torch.is_grad_enabled():
-            # nothing in a block is random
-            tokens = checkpoint(block, tokens, use_reentrant=False, preserve_rng_state=False)
+            is_random = isinstance(block.drop_path1, DropPath)  # and nothing else in a block is
+            tokens = checkpoint(block, tokens, use_reentrant=False, preserve_rng_state=is_random)
         else:
             tokens = block(tokens)
     return tokens

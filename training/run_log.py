@@ -1,15 +1,18 @@
-"""What a run says of itself: RUN/log.jsonl, one line per step; RUN/skipped.jsonl; TensorBoard; a bar on a terminal.
+"""What a run says of itself: RUN/log.jsonl, a line per step; skipped.jsonl, validation.jsonl; TensorBoard; a bar.
 
 A line of log.jsonl has
 
     step            optimisation steps done, from 1; epoch: clips consumed by the clips of an epoch
-    loss            sum over the heads of weight * mean squared error, exact over all ranks and micro-batches
-    one key a head  its mean squared error, or null where no target of the whole batch was valid; the head's name with
-                    _trivial: that of the best constant prediction, which a model must beat to have learnt anything
-    lr, grad_norm   learning rate of the step; L2 norm of the gradient before clipping
+    loss            sum over the losses of weight * mean error, exact over all ranks and micro-batches
+    one key a loss  its mean error, or null where nothing of the whole batch counted: in pretraining each head's squared
+                    error, in fine-tuning `cross_entropy`; the name with _trivial: that of the best constant prediction,
+                    which a model must beat to have learnt anything
+    lr, grad_norm   learning rate of the step, the largest of the layers'; L2 norm of the gradient before clipping
     clips, skipped  clips of the step over all ranks; clips that could not be read
     seconds         wall time of the step on rank 0, data included; clips_per_s: clips / seconds
     wait_share      share of that time spent waiting for data, mean over the ranks
+
+A line of validation.jsonl has the step, and what the task's validation found.
 """
 
 import json
@@ -39,10 +42,10 @@ class RunLog:
     def __init__(self, run: Path, *, step: int, steps: int) -> None:
         """step: where the run goes on from, 0 for a new one; steps: where it ends."""
         run.mkdir(parents=True, exist_ok=True)
-        for name in ("log.jsonl", "skipped.jsonl"):
+        for name in ("log.jsonl", "skipped.jsonl", "validation.jsonl"):
             cut_back(run / name, step)
         self._log = (run / "log.jsonl").open("a", encoding="utf-8")
-        self._skipped = run / "skipped.jsonl"
+        self._skipped, self._validation = run / "skipped.jsonl", run / "validation.jsonl"
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         self._steps, self._last_line = steps, time.monotonic()
         bar = sys.stderr.isatty()
@@ -68,6 +71,14 @@ class RunLog:
         """Add clips that could not be read, each a video's id and the reason."""
         with self._skipped.open("a", encoding="utf-8") as file:
             file.writelines(json_line({"step": step, "id": video, "reason": reason}) for video, reason in clips)
+
+    def write_validation(self, line: Mapping[str, Any]) -> None:
+        """Add what validation found after a step; numbers go to TensorBoard, their names after `validation/`."""
+        with self._validation.open("a", encoding="utf-8") as file:
+            file.write(json_line(line))
+        for name, value in line.items():
+            if name != "step" and isinstance(value, (int, float)):
+                self._board.add_scalar(f"validation/{name}", value, int(line["step"]))
 
     def picture(self, name: str, image: Any, step: int) -> None:
         """Add a picture, uint8 (H, W, 3) RGB, to TensorBoard."""

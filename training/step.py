@@ -1,13 +1,13 @@
 """One optimisation step, whose loss is that of one large batch.
 
-The step takes some micro-batches on each rank. A head's loss is its mean squared error over the valid targets of *all*
-of them,
+The step takes some micro-batches on each rank. A loss is a mean of errors over what counts in *all* of them (in
+pretraining a head's squared errors over its valid targets, in fine-tuning the clips' cross-entropies),
 
-    loss = sum over heads of weight * (sum over ranks and micro-batches of squared errors) / (… of weights),
+    loss = sum over losses of weight * (sum over ranks and micro-batches of errors) / (… of counts),
 
-so that neither accumulation nor the number of ranks changes what is minimised, however the valid targets are spread:
-the targets come first, their weights are summed over the ranks, then each micro-batch adds its share. A head without a
-valid target in the whole batch adds 0.
+so that neither accumulation nor the number of ranks changes what is minimised, however what counts is spread: the
+targets come first, their counts are summed over the ranks, then each micro-batch adds its share. A loss without
+anything that counts in the whole batch adds 0.
 """
 
 import contextlib
@@ -22,11 +22,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from training.distributed import Group, gather_objects, sum_over_ranks
-from training.frames import normalise_frames
-from training.losses import constant_error, moments, squared_errors
 from training.optim import gradient_norm
 from training.step_batches import Batch
-from training.task import AUTOCAST, Precision, Predictions, Targets, Task
+from training.task import AUTOCAST, Call, Precision, Predictions, Task
 
 _NAMED = 8  # videos in a message
 
@@ -40,9 +38,9 @@ class StepResult:
     """What one optimisation step gave, the same on every rank but for the picture."""
 
     losses: dict[str, float | None]
-    """Mean squared error of each head; None without a valid target in the whole batch."""
+    """Each loss's mean error; None without anything that counts in the whole batch."""
     trivial: dict[str, float | None]
-    """What the best constant would have: the mean of the step's targets, value by value."""
+    """What the best constant for the step's targets would have."""
     loss: float
     """Their weighted sum, as it was minimised."""
     grad_norm: float
@@ -54,7 +52,7 @@ class StepResult:
     """Seconds spent waiting for data, mean over the ranks."""
     signalled: bool
     """Whether any rank was told to save and go."""
-    picture: tuple[Batch, Predictions, Targets] | None
+    picture: tuple[Batch, Predictions, Any] | None
     """What a picture is drawn of, where it was asked for: this rank's first micro-batch that has clips."""
 
 
@@ -84,6 +82,23 @@ def distributed(model: nn.Module, group: Group) -> nn.Module:
     return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **leave)
 
 
+def share_running_statistics(model: nn.Module, group: Group) -> None:
+    """Give every rank the mean of the ranks' running statistics, of a model with batch norms; every rank must call it.
+
+    Done after the step and not in the model's call, which ranks do not make equally often.
+    """
+    running = [
+        statistic
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and group.world_size > 1
+        for statistic in (module.running_mean, module.running_var)
+        if statistic is not None
+    ]
+    if running:
+        for statistic, summed in zip(running, sum_over_ranks(torch.stack(running)), strict=True):
+            statistic.copy_(summed / group.world_size)
+
+
 def optimise(
     task: Task,
     model: nn.Module,
@@ -100,40 +115,31 @@ def optimise(
     whose gradient overflows until its scale is below 1.
     """
     batches = [batch for batch in given.micro_batches if len(batch.get("frames", ()))]
-    heads = list(task.head_weights)
+    objective, names = task.objective, list(task.objective.weights)
     with torch.no_grad():
-        targets = [task.compute_targets(batch) for batch in batches]
-        own_moments = {h: torch.zeros(3, task.head_sizes[h], dtype=torch.float64, device=group.device) for h in heads}
-        for target in targets:
-            for head in heads:
-                own_moments[head] += moments(target[head])
-    sizes = [3 * task.head_sizes[head] for head in heads]
-    summed_moments = torch.split(sum_over_ranks(torch.cat([own_moments[head].flatten() for head in heads])), sizes)
-    counts = torch.stack([of_head.view(3, -1)[0].sum() for of_head in summed_moments])
-    constant = torch.stack([constant_error(of_head.view(3, -1)) for of_head in summed_moments])
+        targets = [objective.targets(batch) for batch in batches]
+        counts, constant = objective.judge(sum_over_ranks(objective.moments(targets, group.device)))
     # DistributedDataParallel averages the ranks' gradients, so each rank's share of the loss is taken world_size times
-    scale = torch.tensor([task.head_weights[h] * group.world_size for h in heads], device=group.device)
+    scale = torch.tensor([objective.weights[name] * group.world_size for name in names], device=group.device)
     factors = scale / counts.clamp(min=1).float()
     sums = torch.zeros_like(counts)
     first: Predictions = {}
+    call = _in_precision(model, group.device, precision)
     for number, (batch, target) in enumerate(zip(batches, targets, strict=True)):
         with _synchronised(model, last=number == len(targets) - 1):
-            with torch.autocast(group.device.type, AUTOCAST[precision], enabled=precision != "fp32"):
-                predictions = model(normalise_frames(batch["frames"]), batch["visible"], batch["predict"])
-            predictions = {head: value.float() for head, value in predictions.items()}
-            found = squared_errors(predictions, target)
-            errors = torch.stack([found[head] for head in heads])
+            errors, predictions = objective.errors(call, batch, target)
             scaler.scale((errors * factors).sum()).backward()  # type: ignore[no-untyped-call]
         sums += errors.detach()
         if given.keep and not first:
-            first = {head: value.detach() for head, value in predictions.items()}
+            first = {name: value.detach() for name, value in predictions.items()}
     if not batches:
-        _take_part(task, model, group, scaler)
+        scaler.scale(objective.idle(model, group.device)).backward()  # type: ignore[no-untyped-call]
     scaler.unscale_(optimizer)
     norm = gradient_norm(task.model, task.clip_grad)
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
+    share_running_statistics(task.model, group)
 
     clips = sum(len(batch["frames"]) for batch in batches)
     skipped = sum(len(batch["skipped"]) for batch in given.micro_batches)
@@ -142,17 +148,17 @@ def optimise(
     # one wait for the device in a step. A bad number is found after the weights took it in, but those are never saved
     numbers = torch.cat([norm.double()[None], summed, constant, counts]).tolist()
     grad_norm, all_clips, all_skipped, waited, signals = numbers[:5]
-    errors_of, constant_of, counted = (numbers[5 + i * len(heads) : 5 + (i + 1) * len(heads)] for i in range(3))
+    errors_of, constant_of, counted = (numbers[5 + i * len(names) : 5 + (i + 1) * len(names)] for i in range(3))
     if all_clips == 0:
         _stop_without_clips(given)
-    losses = _means(heads, errors_of, counted)
-    loss = sum(task.head_weights[head] * value for head, value in losses.items() if value is not None)
+    losses = _means(names, errors_of, counted)
+    loss = sum(objective.weights[name] * value for name, value in losses.items() if value is not None)
     overflow_is_skipped = scaler.is_enabled() and scaler.get_scale() >= 1
     if not math.isfinite(loss) or not (math.isfinite(grad_norm) or overflow_is_skipped):
         _stop(given, {"loss": loss, **losses, "grad_norm": grad_norm})
     return StepResult(
         losses=losses,
-        trivial=_means(heads, constant_of, counted),
+        trivial=_means(names, constant_of, counted),
         loss=loss,
         grad_norm=grad_norm,
         clips=round(all_clips),
@@ -163,8 +169,18 @@ def optimise(
     )
 
 
-def _means(heads: list[str], sums: list[float], counts: list[float]) -> dict[str, float | None]:
-    return {head: total / count if count else None for head, total, count in zip(heads, sums, counts, strict=True)}
+def _means(names: list[str], sums: list[float], counts: list[float]) -> dict[str, float | None]:
+    return {name: total / count if count else None for name, total, count in zip(names, sums, counts, strict=True)}
+
+
+def _in_precision(model: nn.Module, device: torch.device, precision: Precision) -> Call:
+    """The model, called under autocast; what is done with what it gives is not."""
+
+    def call(*arguments: Any) -> Any:
+        with torch.autocast(device.type, AUTOCAST[precision], enabled=precision != "fp32"):
+            return model(*arguments)
+
+    return call
 
 
 def _synchronised(model: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[Any]:
@@ -172,15 +188,6 @@ def _synchronised(model: nn.Module, *, last: bool) -> contextlib.AbstractContext
     if isinstance(model, DistributedDataParallel) and not last:
         return model.no_sync()
     return contextlib.nullcontext()
-
-
-def _take_part(task: Task, model: nn.Module, group: Group, scaler: torch.amp.GradScaler) -> None:
-    """Give gradients of 0, on a rank without a clip: the others wait for it where gradients are averaged."""
-    frames = torch.zeros((1, *task.clip_size, 3), dtype=torch.uint8, device=group.device)
-    first, second = (torch.tensor([[token]], device=group.device) for token in (0, 1))
-    predictions = model(normalise_frames(frames), first, second)
-    nothing = torch.stack([prediction.float().sum() for prediction in predictions.values()]).sum() * 0
-    scaler.scale(nothing).backward()  # type: ignore[no-untyped-call]
 
 
 def _stop_without_clips(given: StepInput) -> None:
