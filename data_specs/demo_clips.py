@@ -4,10 +4,12 @@ import logging
 import shutil
 import uuid
 from pathlib import Path
+from typing import Protocol
 
 import cv2
 
 from data_specs.scene import Disc, Scene, Texture, moving, still
+from data_specs.video import Frame
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +81,18 @@ def render_demo_clips(root: Path) -> None:
         shutil.rmtree(temporary)  # somebody else was faster
 
 
-def write_clip(path: Path, scene: Scene, frames: int) -> None:
+class Rendered(Protocol):
+    """What can be rendered frame by frame."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+
+    def render(self, frame: int, /) -> Frame:
+        """A frame by its number, RGB uint8 (height, width, 3)."""
+
+
+def write_clip(path: Path, scene: Rendered, frames: int) -> None:
     """Render a scene into a video file (Motion JPEG, so that every frame is decoded on its own)."""
     height, width = scene.size
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), _FPS, (width, height))
