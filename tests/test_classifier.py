@@ -172,6 +172,12 @@ def test_other_frames_are_noted_and_other_sizes_refused(tmp_path):
         InterchangeError, match=r"does not fit vit_micro: config.json has 5|does not fit vit_micro: enc"
     ):
         load_classifier(build(tiny), tmp_path)
+    file = tmp_path / "checkpoints" / "step-00000012.pt"
+    content = torch.load(file, weights_only=True)
+    for config in ({"size": [1]}, {**content["model_config"], "norm_eps": None}, {"encoder": 3}, {"classes": 7}):
+        torch.save({**content, "model_config": config, "recipe": 5}, file)
+        report = load_classifier(build(), file)  # the weights fit, and nothing else is known
+        assert report.notes == () and report.training == {"kind": "pretraining", "recipe": None, "step": 12}
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     with pytest.raises(InterchangeError, match="a run without a checkpoint"):
         load_classifier(build(), tmp_path / "empty")

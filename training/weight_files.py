@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from training import checkpoint
-from training.model import VIT_SIZES
+from training.model import ModelConfig
 from training.weight_names import huggingface_to_videomae, ours_to_videomae, plain_videomae
 
 PIXELS = "pixels"
@@ -79,16 +79,24 @@ def read_weights(path: Path) -> Weights:
     }
     if not isinstance(config, dict):
         return Weights(source=path, tensors=named, training=training)
-    encoder = config.get("encoder", config)
-    size = encoder.get("size") if isinstance(encoder, dict) else None
+    of_encoder = _encoder_config(config.get("encoder", config), path)
     return Weights(
         source=path,
         tensors=named,
-        settings=_settings_of(encoder) if size in VIT_SIZES else None,
-        size=size if size in VIT_SIZES else None,
+        settings=None if of_encoder is None else _settings_of(of_encoder),
+        size=None if of_encoder is None else of_encoder.size,
         classes=tuple(map(str, config["classes"])) if isinstance(config.get("classes"), list) else None,
         training=training,
     )
+
+
+def _encoder_config(fields: Any, path: Path) -> ModelConfig | None:
+    """A checkpoint's configuration; None for one that this software does not know: then the weights alone say it."""
+    try:
+        config = ModelConfig.from_json(fields, where=str(path))
+    except ValueError:
+        return None
+    return config if isinstance(config.norm_eps, float) else None
 
 
 def load_torch_file(file: Path) -> Any:
@@ -112,14 +120,14 @@ def load_torch_file(file: Path) -> Any:
         raise InterchangeError(f"{file}: damaged, or not of torch.save ({type(error).__name__}: {reason})") from error
 
 
-def _settings_of(config: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's ModelConfig, in the words of Hugging Face's config.json."""
-    size = VIT_SIZES[config["size"]]
-    theirs = {"num_frames": "frames", "image_size": "input_size", "layer_norm_eps": "norm_eps"}
+def _settings_of(config: ModelConfig) -> dict[str, Any]:
+    """A checkpoint's configuration in the words of Hugging Face's config.json."""
     return {
-        "num_attention_heads": size.heads,
-        "decoder_num_attention_heads": size.decoder_heads,
-        **{name: config[own] for name, own in theirs.items() if own in config},
+        "num_attention_heads": config.vit.heads,
+        "decoder_num_attention_heads": config.vit.decoder_heads,
+        "num_frames": config.frames,
+        "image_size": list(config.input_size),
+        "layer_norm_eps": config.norm_eps,
     }
 
 

@@ -158,7 +158,8 @@ def prepare(command: Command, options: jsonargparse.Namespace, group: Group) -> 
         raise ValueError("--validate-every has no videos; name them with --validate-list or --validate-split")
     recipe = recipe.resolved(clip_stride=training.videos.clip_stride, flip=training.videos.flip)
     weights = first_weights(options.init) if kept is None else None
-    size = options.model or (kept["model_config"]["encoder"]["size"] if kept is not None else size_of(None, weights))
+    of_kept = _kept_config(kept, newest)
+    size = size_of(options.model, weights) if of_kept is None else options.model or of_kept.encoder.size
     config = classifier_config(
         recipe, training.classes, size=size, checkpoint_activations=options.checkpoint_activations
     )
@@ -236,14 +237,18 @@ def _trained_recipe(kept: dict[str, Any], task: Task, path: Path | None) -> dict
     return {**recipe, **{name: task.recipe[name] for name in OF_THE_TEST}}
 
 
+def _kept_config(kept: dict[str, Any] | None, path: Path | None) -> ClassifierConfig | None:
+    return None if kept is None else ClassifierConfig.from_json(kept["model_config"], where=f"checkpoint {path}")
+
+
 def _prepare_test(command: Command, options: jsonargparse.Namespace, group: Group) -> Prepared:
     """What --test-only needs: the run's newest checkpoint, or else a fine-tuned model of --init."""
     kept, newest = begun(options.out, resume=True, kind="fine-tuning")
     videos, where = videos_of(options), f"checkpoint {newest}"
-    weights = first_weights(options.init) if kept is None else None
-    if kept is not None:
+    weights, of_kept = first_weights(options.init) if kept is None else None, _kept_config(kept, newest)
+    if kept is not None and of_kept is not None:
         recipe = _changed(FinetuneRecipe.from_json(kept["recipe"], where=where), options, OF_THE_TEST)
-        test = videos.test(kept["model_config"]["classes"])
+        test = videos.test(of_kept.classes)
     elif weights is not None:
         recipe, test = recipe_of(command, options), videos.test(weights.classes)
     else:
@@ -251,10 +256,7 @@ def _prepare_test(command: Command, options: jsonargparse.Namespace, group: Grou
     if test is None:
         raise ValueError("--test-only has no videos; name them with --test-list or --test-split")
     recipe = recipe.resolved(clip_stride=test.videos.clip_stride, flip=test.videos.flip)
-    if kept is not None:
-        config = ClassifierConfig.from_json(kept["model_config"], where=where)
-    else:
-        config = classifier_config(recipe, test.classes, size=size_of(options.model, weights))
+    config = of_kept or classifier_config(recipe, test.classes, size=size_of(options.model, weights))
     built = build_model(config, weights, seed=options.seed, group=group)
     if kept is not None:
         built.model.load_state_dict(kept["model"])
