@@ -1,17 +1,17 @@
 """A controlled set of clips whose label is how an object moves, and nothing else.
 
-A textured shape moves over a textured ground, seen by a panning camera. Twelve motions come in pairs, each the other one
-backward. Everything else (textures, shape, size, place, speed, the camera's path, noise) is drawn without regard to the
-label, so that
+A textured shape moves over a textured ground, seen by a panning camera. Twelve motions come in pairs, each the other
+one backward. Everything else (textures, shape, size, place, speed, the camera's path, noise) is drawn without regard to
+the label, so that
 
 - *no single frame tells the label*: where the shape is, how it is turned and how far its texture is zoomed are each
   uniform on a circle (the frame is a torus for the shape: what leaves at one side comes in at the other; the texture's
   scales are a Shepard tone's, entering at one end of the spectrum as others leave at the other). A motion shifts them,
   and a uniform distribution on a circle that is shifted is the same one, at every time and for every motion;
-- *no unordered set of frames tells a motion from its partner*: the partner is the same motion run backward from the same
-  distribution, and so are the camera's paths.
+- *no unordered set of frames tells a motion from its partner*: the partner is the same motion run backward from the
+  same distribution, and so are the camera's paths.
 
-Time u is counted from the middle of the clip, in frames; lengths are pixels, x right and y down, so clockwise is as seen.
+Time u is counted from the middle of the clip, in frames; lengths are pixels, x right and y down, clockwise as seen.
 A clip that is cut out of a longer one keeps both properties if its place is drawn evenly around the middle.
 """
 
@@ -42,6 +42,9 @@ _LOBES = 3
 # lengths in shares of the frame's short side, times in frames
 _GROUND_WAVELENGTHS = 0.2, 1.0
 _SHAPE_WAVELENGTHS = 0.17, 0.85
+# grey levels: least and largest mean of a colour, and contrast; a shape stands out from its ground, as objects do
+_GROUND_LEVELS = (50.0, 110.0), (10.0, 25.0)
+_SHAPE_LEVELS = (145.0, 205.0), (30.0, 55.0)
 _SPEED = 0.018, 0.036
 _SPIN = math.radians(4), math.radians(8)
 _ZOOM = math.log(1.025), math.log(1.05)
@@ -161,7 +164,8 @@ class MotionClip:
             for y in _copies(before[1], self.size[0], self._reach):
                 offset = points - (x, y)
                 on_it = self._coverage(offset[:, 0], offset[:, 1], float(before[2])) >= 0.5
-                moved[on_it] = (x, y) + after[:2] - before[:2] + offset[on_it] @ rotation.T
+                centre = np.array([x, y]) + after[:2] - before[:2]
+                moved[on_it] = centre + offset[on_it] @ rotation.T
         return np.asarray(moved)
 
     def on_shape(self, points: NDArray[np.float64], frame: float) -> NDArray[np.bool_]:
@@ -181,14 +185,12 @@ class MotionClip:
         columns, rows = _within(x, self._reach, image.shape[1]), _within(y, self._reach, image.shape[0])
         if not len(columns) or not len(rows):
             return
-        across, down = columns - x, rows - y
+        across, down = columns.astype(np.float64) - x, rows.astype(np.float64) - y
         alpha = self._coverage(across[None, :], down[:, None], angle)[..., None]
         box = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        box += alpha * (waves.image(across, down, turned=angle) - box)
+        box += alpha * (waves.image(across, down, angle) - box)
 
-    def _coverage(
-        self, across: NDArray[np.float64], down: NDArray[np.float64], angle: float
-    ) -> NDArray[np.float64]:
+    def _coverage(self, across: NDArray[np.float64], down: NDArray[np.float64], angle: float) -> NDArray[np.float64]:
         """How much of a pixel, given from the shape's centre, the shape covers: 0 ... 1, its edge 1 px soft."""
         direction = np.arctan2(down, across) - angle
         outline = self.radius * (
@@ -212,11 +214,12 @@ def motion_clip(
     place = (width * rng.random(), height * rng.random())
     turned = 2 * np.pi * rng.random()
     pan = short * _PAN * math.sqrt(rng.random()) * _unit(rng)
-    sway, phase, period = short * _SWAY * rng.random() * _unit(rng), 2 * np.pi * rng.random(), rng.uniform(*_SWAY_PERIOD)
+    sway = short * _SWAY * rng.random() * _unit(rng)
+    phase, period = 2 * np.pi * rng.random(), rng.uniform(*_SWAY_PERIOD)
     noise = int(rng.integers(2**31))
     ground_waves, shape_waves = ((short * a, short * b) for a, b in (_GROUND_WAVELENGTHS, _SHAPE_WAVELENGTHS))
-    ground = _draw_waves(rng, ground_waves)
-    texture = _ShepardTexture(_draw_waves(rng, shape_waves), rng.random(_WAVES), shape_waves)
+    ground = _draw_waves(rng, ground_waves, *_GROUND_LEVELS)
+    texture = _ShepardTexture(_draw_waves(rng, shape_waves, *_SHAPE_LEVELS), rng.random(_WAVES), shape_waves)
     amounts = {
         "speed": short * rng.uniform(*_SPEED),
         "heading": 2 * np.pi * rng.random(),
@@ -271,16 +274,21 @@ def _motion(pair: int, u: float, half: float, amounts: dict[str, float]) -> NDAr
     return np.array([speed / turn * x, speed / turn * y, 0, 0])
 
 
-def _draw_waves(rng: np.random.Generator, wavelengths: tuple[float, float]) -> _Waves:
+def _draw_waves(
+    rng: np.random.Generator,
+    wavelengths: tuple[float, float],
+    means: tuple[float, float],
+    contrasts: tuple[float, float],
+) -> _Waves:
     shortest, longest = wavelengths
     wavelength = longest * (shortest / longest) ** rng.random(_WAVES)
     amplitude = np.exp(1j * (2 * np.pi * rng.random((_WAVES, 1)) + rng.uniform(0, 1.5, (_WAVES, 3))))
-    contrast = rng.uniform(30, 60)
+    contrast = rng.uniform(*contrasts)
     return _Waves(
         direction=2 * np.pi * rng.random(_WAVES),
         wavelength=wavelength,
         colours=contrast * math.sqrt(2 / _WAVES) * amplitude,
-        mean=rng.uniform(80, 176, 3),
+        mean=rng.uniform(*means, 3),
     )
 
 

@@ -20,8 +20,8 @@ def build_parser() -> jsonargparse.ArgumentParser:
         prog="render-motion-set",
         description="Render clips whose label is how an object moves and nothing else: " + ", ".join(MOTIONS) + ". "
         "The same options give the same files; clips that are there already stay.",
-        epilog="DIR/dataset.yaml is then a data set: extract-tracks --dataset DIR/dataset.yaml --root DIR. Exit status: "
-        "0 done, 2 usage error, 75 interrupted (the same command goes on).",
+        epilog="DIR/dataset.yaml is then a data set: extract-tracks --dataset DIR/dataset.yaml --root DIR. Exit "
+        "status: 0 done, 2 usage error, 75 interrupted (the same command goes on).",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to render into")
     parser.add_argument("--workers", type=int | None, metavar="N", help="processes that render; default: one a core")

@@ -1,10 +1,10 @@
 """The controlled motion set as video files: rendered where they are missing, the same ones for the same settings.
 
-    ROOT/motion-set.json      the settings, written first
-    ROOT/train/000007.avi     clip 7 of the training split: Motion JPEG
-    ROOT/train.csv            its list, `path label`; val.csv and test.csv likewise, each written when its clips are there
-    ROOT/classes.txt          the motions' names, by label
-    ROOT/dataset.yaml         the data set's spec, written last
+ROOT/motion-set.json      the settings, written first
+ROOT/train/000007.avi     clip 7 of the training split: Motion JPEG
+ROOT/train.csv            its list, `path label`, written when its clips are there; val.csv and test.csv likewise
+ROOT/classes.txt          the motions' names, by label
+ROOT/dataset.yaml         the data set's spec, written last
 """
 
 import dataclasses

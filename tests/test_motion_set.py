@@ -81,9 +81,7 @@ def test_labels_are_balanced_and_shuffled():
     assert (labels != split_labels("val", 100, seed=1)).any()
 
 
-@pytest.mark.parametrize(
-    ("label", "sign"), [(0, (1, 0)), (1, (-1, 0)), (2, (0, 1)), (3, (0, -1))], ids=lambda value: str(value)
-)
+@pytest.mark.parametrize(("label", "sign"), [(0, (1, 0)), (1, (-1, 0)), (2, (0, 1)), (3, (0, -1))], ids=str)
 def test_names_of_directions_are_those_of_the_picture(label, sign):
     drawn = clip(label, 3)
     moved = drawn.path(5.0) - drawn.path(-5.0)
@@ -126,7 +124,7 @@ def test_pictures_move_as_they_say(label, monkeypatch):
     whole = ((moved > 1) & (moved < (126, 94))).all(axis=1)
     on_shape = (drawn.on_shape(points, 10), drawn.on_shape(moved, 12))
     # on the shape a grey level is rounding, or as a texture is zoomed, waves that come and go
-    for part, most in ((on_shape[0] & on_shape[1] & whole, 0.4), (~on_shape[0] & ~on_shape[1] & whole, 0.1)):
+    for part, most in ((on_shape[0] & on_shape[1] & whole, 0.4), (~on_shape[0] & ~on_shape[1] & whole, 0.2)):
         assert part.sum() > 100
         assert np.abs(found - colours)[part].mean() < most * np.abs(unmoved - colours)[part].mean()
     # and the shape moves otherwise than the ground

@@ -344,6 +344,22 @@ def test_numbers_where_nothing_was_measured_never_count():
         torch.testing.assert_close(losses[name], changed_losses[name])
 
 
+@pytest.mark.parametrize("name", ["displacement", "trajectory_hog"])
+def test_without_validity_what_was_not_measured_stands_still(name):
+    batch = make_batch(valid_share=0.5)
+    found = compute_targets(batch, recipe(name, "none", validity=False))[name]
+    zeroed = torch.where(batch[f"{name}_valid"][..., None], batch[name], 0.0)
+    for b, n, t, h, w in tokens_of(batch):
+        np.testing.assert_array_equal(found.values[b, n].numpy(), patch_of(zeroed, b, t, h, w).astype(np.float32))
+    assert (found.weights == 1).all()
+
+
+def test_validity_is_an_option_of_trajectories():
+    with pytest.raises(RecipeError, match=r"validity: only displacement and trajectory_hog"):
+        recipe("pixels", validity=False)
+    assert recipe("displacement", validity=False).predicting({"pixels": HeadOptions()}).validity
+
+
 def test_losses_are_means_over_what_counts():
     batch = make_batch()
     targets = compute_targets(batch, recipe())

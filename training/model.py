@@ -35,7 +35,7 @@ class VitSize:
 
 
 VIT_SIZES = {
-    "vit_micro": VitSize(width=128, depth=4, heads=4, decoder_width=64, decoder_heads=4),
+    "vit_micro": VitSize(width=96, depth=3, heads=3, decoder_width=48, decoder_heads=3),
     "vit_tiny": VitSize(width=192, depth=12, heads=3, decoder_width=96, decoder_heads=3),
     "vit_small": VitSize(width=384, depth=12, heads=6, decoder_width=192, decoder_heads=3),
     "vit_base": VitSize(width=768, depth=12, heads=12, decoder_width=384, decoder_heads=6),

@@ -27,7 +27,7 @@ IMAGE_HOG_CELL = 8
 CLIP_TOWERS: dict[ClipModel, tuple[int, int]] = {"vit_base_patch16": (16, 768), "vit_large_patch14": (14, 1024)}
 """CLIP's vision towers: side of a patch in pixels, and channels of its feature."""
 _ONLY_FOR: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (("anchoring", "trajectory_length", "interpolate", "remove_camera", "merge"), TRAJECTORY_HEADS),
+    (("anchoring", "trajectory_length", "interpolate", "remove_camera", "merge", "validity"), TRAJECTORY_HEADS),
     (("hog_l2",), ("hog",)),
     (("clip_model",), ("clip",)),
 )
@@ -103,6 +103,9 @@ class PretrainRecipe:
     """Trajectories along a patch's side: 2 gives MME's K = 4, 4 table 9's denser 16, 1 one in the patch's centre."""
     merge: Literal["none", "mean", "longest"] = "none"
     """Merge a patch's trajectories into one: their mean, or the one with the longest path (MME table 9)."""
+    validity: bool = True
+    """Leave out of the loss what was not measured. False takes it for points that stand still and have no shape, as
+    published codes do with what is missing: for comparison alone."""
     hog_l2: bool = False
     """Give each histogram of the `hog` head unit length, as MaskFeat does and MME does not."""
     clip_model: ClipModel = "vit_base_patch16"
@@ -222,7 +225,7 @@ class PretrainRecipe:
     def _uses(self, option: str, users: tuple[str, ...], heads: Collection[str]) -> bool:
         """Whether an option of these users has an effect, with these heads."""
         # a mask may be drawn from trajectories too, but from each for itself
-        by_mask = users == TRAJECTORY_HEADS and option != "merge" and self.has_motion_mask
+        by_mask = users == TRAJECTORY_HEADS and option not in ("merge", "validity") and self.has_motion_mask
         return by_mask or any(name in heads for name in users)
 
     def with_heads(self, names: Collection[str]) -> "PretrainRecipe":

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from data_specs.schema import FLOW_BINS, HOG_BINS
 from training.image_hog import image_hog, middle_frames
-from training.recipe import CLIP_TOWERS, IMAGE_HOG_CELL, Normalisation, PretrainRecipe, RecipeError
+from training.recipe import (
+    CLIP_TOWERS,
+    IMAGE_HOG_CELL,
+    TRAJECTORY_HEADS,
+    Normalisation,
+    PretrainRecipe,
+    RecipeError,
+)
 
 FrameFeatures = Callable[[Tensor], Tensor]
 """From frames, uint8 (N, H, W, 3), to features of each one's tokens, float32 (N, h * w, D): `clip_tower.ClipTower`."""
@@ -109,8 +116,10 @@ def _whole_clip(name: str, batch: dict[str, Any], recipe: PretrainRecipe) -> tup
         return grouped, grouped.new_ones((*grouped.shape[:2], 1, 1, 1))
     values = _grouped(batch[name], recipe.points_per_side)
     valid = _grouped(batch["cell_valid" if name in ("flow", "hof", "mbh") else f"{name}_valid"], recipe.points_per_side)
-    weights = valid.to(values.dtype)
-    return values, weights.reshape(weights.shape + (1,) * (values.ndim - weights.ndim))
+    weights = valid.to(values.dtype).reshape(valid.shape + (1,) * (values.ndim - valid.ndim))
+    if name in TRAJECTORY_HEADS and not recipe.validity:
+        return torch.where(weights > 0, values, values.new_zeros(())), torch.ones_like(weights)
+    return values, weights
 
 
 def _clip_features(batch: dict[str, Any], recipe: PretrainRecipe, features: FrameFeatures | None) -> Tensor:

@@ -1,0 +1,175 @@
+"""What the study compares: its sizes, and its rows, each a pretraining recipe as changes of a shipped one."""
+
+import dataclasses
+from typing import Any, Literal
+
+Group = Literal["pretraining", "ablation"]
+TRACKS = {"extends": "mme-object", "name": "study", "flow": "tvl1-fast", "length": 8}
+"""The store of all rows but trackmae's: HOG, the camera, eight steps."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Size:
+    """How large everything is. Lengths in pixels, times in frames; clips lie evenly around the middle of the set's."""
+
+    train: int
+    val: int
+    test: int
+    height: int
+    width: int
+    set_frames: int
+    model: str
+    frames: int
+    clip_stride: int
+    patch: int
+    grid_stride: int
+    batch_size: int
+    pretrain_steps: int
+    finetune_steps: int
+    base_lr: float
+    """Of pretraining, for 256 clips."""
+    finetune_lr: float
+    """For 256 clips."""
+    layer_decay: float
+    """Of fine-tuning."""
+    probed: int
+    """Training clips that the linear probe is fitted to."""
+
+    @property
+    def input_size(self) -> int:
+        """Side of the view: the frame's short side."""
+        return min(self.height, self.width)
+
+    @property
+    def tubelet_step(self) -> int:
+        """Frames from one tubelet to the next."""
+        return 2 * self.clip_stride
+
+
+SIZES = {
+    "small": Size(
+        train=2400, val=480, test=960, height=48, width=64, set_frames=23, model="vit_micro", frames=8, clip_stride=2,
+        patch=8, grid_stride=4, batch_size=32, pretrain_steps=450, finetune_steps=120, base_lr=1.6e-2,
+        finetune_lr=1.6e-2, layer_decay=1.0, probed=1200,
+    ),
+    "medium": Size(
+        train=24_000, val=1200, test=4800, height=96, width=128, set_frames=39, model="vit_tiny", frames=16,
+        clip_stride=2, patch=16, grid_stride=8, batch_size=64, pretrain_steps=15_000, finetune_steps=3000, base_lr=2e-3,
+        finetune_lr=4e-3, layer_decay=0.75, probed=12_000,
+    ),
+    "large": Size(
+        train=120_000, val=2400, test=9600, height=224, width=288, set_frames=39, model="vit_small", frames=16,
+        clip_stride=2, patch=16, grid_stride=8, batch_size=256, pretrain_steps=40_000, finetune_steps=8000,
+        base_lr=6e-4, finetune_lr=1e-3, layer_decay=0.75, probed=24_000,
+    ),
+}  # fmt: skip
+"""small: 100 minutes for all rows and three seeds on two cores. The others are for a GPU, and have not been run."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One way to pretrain."""
+
+    name: str
+    group: Group
+    what: str
+    """In words, for the table."""
+    changes: dict[str, Any] | None
+    """Fields of a recipe of pretrain-motion over the study's common ones; None: no pretraining."""
+    clip_tracks: bool = False
+    """Whether its trajectories run through the clip (TrackMAE), from the other store."""
+
+
+def _of_mme_object(name: str, what: str, **changes: Any) -> Row:
+    return Row(name=name, group="ablation", what=what, changes={"extends": "mme-object", **changes})
+
+
+_FLOORED = {"weight": 1.0, "normalise": "patch-floor", "floor": 0.1}
+_HOG = {"weight": 1.0, "normalise": "patch"}
+
+ROWS = (
+    Row(name="none", group="pretraining", what="no pretraining", changes=None),
+    Row(name="videomae", group="pretraining", what="pixels, 90 % masked", changes={"extends": "videomae"}),
+    Row(name="maskfeat", group="pretraining", what="HOG of a tubelet's middle frame", changes={"extends": "maskfeat"}),
+    Row(name="mme", group="pretraining", what="trajectories and HOG, as published", changes={"extends": "mme"}),
+    Row(
+        name="mme-object", group="pretraining", what="the same with a noise floor under the patch norm",
+        changes={"extends": "mme-object"},
+    ),
+    Row(
+        name="trackmae", group="pretraining", what="pixels and tracks by flow, masks by motion, 90 % masked",
+        changes={"extends": "trackmae"}, clip_tracks=True,
+    ),
+    _of_mme_object("camera-kept", "displacements with the camera's part", remove_camera=False),
+    _of_mme_object(
+        "norm-clip", "displacements standardised over the clip: speeds kept",
+        heads={"displacement": {"weight": 1.0, "normalise": "clip", "floor": 0.1}, "trajectory_hog": _HOG},
+    ),
+    _of_mme_object(
+        "norm-none", "displacements in pixels: speeds kept",
+        heads={"displacement": {"weight": 1.0, "normalise": "none"}, "trajectory_hog": _HOG},
+    ),
+    _of_mme_object("length-4", "L = 4 steps", trajectory_length=4),
+    _of_mme_object("length-8", "L = 8 steps", trajectory_length=8),
+    _of_mme_object("no-hog", "displacements alone", heads={"displacement": _FLOORED}),
+    _of_mme_object(
+        "clip-no-hog", "displacements alone, standardised over the clip",
+        heads={"displacement": {"weight": 1.0, "normalise": "clip", "floor": 0.1}},
+    ),
+    _of_mme_object("hog-only", "HOG along trajectories alone", heads={"trajectory_hog": _HOG}),
+    _of_mme_object("no-validity", "what was not measured counts as still", validity=False),
+    _of_mme_object("motion-masks", "tubes drawn by motion (TrackMAE's)", mask="motion-bins"),
+)  # fmt: skip
+
+
+def row(name: str) -> Row:
+    """The row of this name; ValueError names those there are."""
+    for each in ROWS:
+        if each.name == name:
+            return each
+    raise ValueError(f"no row {name}; there are {', '.join(each.name for each in ROWS)}")
+
+
+def pretrain_recipe(row: Row, size: Size) -> dict[str, Any]:
+    """The fields of the row's recipe for pretrain-motion."""
+    assert row.changes is not None
+    of_mme = row.changes["extends"] in ("mme", "mme-object")  # whose stores have more than MME's six steps
+    return {
+        "name": f"study-{row.name}",
+        "frames": size.frames,
+        "clip_stride": size.clip_stride,
+        "patch": size.patch,
+        "input_size": size.input_size,
+        "crop_scales": [1.0],
+        "flip": False,
+        **({"trajectory_length": 6} if of_mme else {}),
+        **row.changes,
+    }
+
+
+def track_recipes(size: Size) -> dict[str, dict[str, Any]]:
+    """The fields of the recipes of extract-tracks, by the name of their store."""
+    common = {**TRACKS, "grid_stride": size.grid_stride}
+    clip = {"name": "study-clip", "length": size.frames // 2 - 1, "frame_step": size.tubelet_step, "hog": False}
+    return {"tracks": common, "tracks-clip": {**common, **clip}}
+
+
+def finetune_recipe(size: Size, *, frozen: bool, frame_order: str = "given") -> dict[str, Any]:
+    """The fields of the recipe for finetune-motion, or where frozen for probe-motion: no augmentation but the start."""
+    training = {"layer_decay": size.layer_decay, "clip_grad": 1.0} if not frozen else {"freeze_encoder": True}
+    return {
+        "name": f"study-{'probe' if frozen else 'finetune'}",
+        "frames": size.frames,
+        "clip_stride": size.clip_stride,
+        "patch": size.patch,
+        "input_size": size.input_size,
+        "frame_order": frame_order,
+        "jitter": [size.input_size, size.input_size],
+        "flip": False,
+        "base_lr": size.finetune_lr,
+        "batch_size": size.batch_size,
+        "warmup_epochs": 1,
+        "test_clips": 1,
+        "test_crops": 1,
+        **training,
+    }
