@@ -40,17 +40,17 @@ MOTIONS = (
 _WAVES = 32
 _LOBES = 3
 # lengths in shares of the frame's short side, times in frames
-_GROUND_WAVELENGTHS = 0.2, 1.0
-_SHAPE_WAVELENGTHS = 0.17, 0.85
+_GROUND_WAVELENGTHS = 0.1, 0.5
+_SHAPE_WAVELENGTHS = 0.1, 0.4
 # grey levels: least and largest mean of a colour, and contrast; a shape stands out from its ground, as objects do
-_GROUND_LEVELS = (50.0, 110.0), (10.0, 25.0)
-_SHAPE_LEVELS = (145.0, 205.0), (30.0, 55.0)
+_GROUND_LEVELS = (50.0, 110.0), (20.0, 40.0)
+_SHAPE_LEVELS = (160.0, 210.0), (20.0, 40.0)
 _SPEED = 0.018, 0.036
 _SPIN = math.radians(4), math.radians(8)
 _ZOOM = math.log(1.025), math.log(1.05)
 _SPEED_CHANGE = 0.9
 _TURN = math.radians(160), math.radians(240)
-_RADIUS = 0.32, 0.4
+_RADIUS = 0.26, 0.34
 _LOBE = 0.06
 _PAN = 0.018
 _SWAY = 0.03

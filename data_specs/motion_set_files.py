@@ -56,9 +56,9 @@ class MotionSetSettings:
     """Clips of the training split."""
     val: int = 480
     test: int = 960
-    height: int = 48
+    height: int = 96
     """Of a frame, in pixels."""
-    width: int = 64
+    width: int = 128
     frames: int = 23
     """Of a clip. Training clips of 8 frames, 2 apart, lie evenly around the middle of 23."""
     seed: int = 0

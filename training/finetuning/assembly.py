@@ -14,7 +14,7 @@ from data_specs.labels import LabelledVideos, load_labelled
 from data_specs.video_files import check_links
 from training.distributed import Group
 from training.finetuning.classification import Classification
-from training.finetuning.classifier import ClassifierConfig, VideoClassifier
+from training.finetuning.classifier import HEAD_STD, ClassifierConfig, VideoClassifier
 from training.finetuning.initial_weights import head_is_loaded, load_classifier
 from training.finetuning.labelled_clips import LabelledClips
 from training.finetuning.mixing import ClipMixing
@@ -120,10 +120,12 @@ def size_of(asked: str | None, weights: Weights | None) -> str:
     return asked or (weights.size if weights is not None else None) or DEFAULT_SIZE
 
 
-def build_model(config: ClassifierConfig, weights: Weights | None, *, seed: int, group: Group) -> Built:
+def build_model(
+    config: ClassifierConfig, weights: Weights | None, *, seed: int, group: Group, head_std: float = HEAD_STD
+) -> Built:
     """A classifier on the group's device, its fresh weights drawn from the seed. Raises InterchangeError."""
     torch.manual_seed(seed)
-    model = VideoClassifier(config)
+    model = VideoClassifier(config, head_std)
     origin: dict[str, Any] = {}
     has_head = False
     if weights is not None:

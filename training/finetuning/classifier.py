@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from training.model import ModelConfig, VideoEncoder
 
-_HEAD_STD, _HEAD_SCALE = 0.02, 0.001  # VideoMAE's head: normal, cut at two; times init_scale
+HEAD_STD = 2e-5
+"""Of a head's first weights: 0.02, times an init_scale of 0.001 (VideoMAE)."""
 _PROBE_STD = 0.01  # MAE's and SVT's linear layers
 
 
@@ -71,11 +72,11 @@ class ClassifierConfig:
 class VideoClassifier(nn.Module):
     """Scores of the classes for a clip. Names of weights: `encoder.…` as in pretraining, `fc_norm`, `head`.
 
-    The head's weights start normal with 0.02, cut at two, times 0.001, its bias 0, as VideoMAE's; a probe's normal with
+    The head's weights start normal with `head_std`, cut at two of it, its bias 0, as VideoMAE's; a probe's normal with
     0.01, as MAE's and SVT's.
     """
 
-    def __init__(self, config: ClassifierConfig) -> None:
+    def __init__(self, config: ClassifierConfig, head_std: float = HEAD_STD) -> None:
         super().__init__()
         self.config = config
         width, pooled = config.encoder.vit.width, config.pooling == "pooled"
@@ -89,9 +90,7 @@ class VideoClassifier(nn.Module):
             self.encoder.requires_grad_(False)
             self.fc_norm.requires_grad_(False)
         else:
-            nn.init.trunc_normal_(self.head.weight, std=_HEAD_STD, a=-2 * _HEAD_STD, b=2 * _HEAD_STD)
-            with torch.no_grad():
-                self.head.weight.mul_(_HEAD_SCALE)
+            nn.init.trunc_normal_(self.head.weight, std=head_std, a=-2 * head_std, b=2 * head_std)
         nn.init.zeros_(self.head.bias)
 
     def features(self, video: Tensor) -> Tensor:

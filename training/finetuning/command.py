@@ -163,7 +163,7 @@ def prepare(command: Command, options: jsonargparse.Namespace, group: Group) -> 
     config = classifier_config(
         recipe, training.classes, size=size, checkpoint_activations=options.checkpoint_activations
     )
-    built = build_model(config, weights, seed=options.seed, group=group)
+    built = build_model(config, weights, seed=options.seed, group=group, head_std=recipe.head_std)
     if kept is not None:
         built = dataclasses.replace(built, origin=kept["origin"])
     precision = precision_of(options, group)

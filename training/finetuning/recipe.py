@@ -81,6 +81,9 @@ class FinetuneRecipe:
     """Chance that the last block is passed by; rises linearly with depth from 0 at the first (Huang et al. 2016)."""
     head_dropout: float = 0.0
     """Share of the features that is dropped before the head."""
+    head_std: float = 2e-5
+    """Deviation of the head's first weights. VideoMAE's 0.02 times 0.001 is for encoders that have learnt: a fresh one
+    gets hardly any gradient through it, and in a short run may learn nothing; take 0.02 there."""
     head_norm: HeadNorm = "none"
     """`batch`: features are standardised by a batch norm without weights before the head (MAE's linear probe)."""
     freeze_encoder: bool = False
@@ -166,8 +169,11 @@ class FinetuneRecipe:
             for name in ("mixup", "cutmix", "min_lr", "weight_decay")
             if not (value := getattr(self, name)) >= 0
         ]
-        if not self.base_lr > 0:
-            found.append(f"base_lr is {self.base_lr}, must be more than 0")
+        found += [
+            f"{name} is {value}, must be more than 0"
+            for name in ("base_lr", "head_std")
+            if not (value := getattr(self, name)) > 0
+        ]
         if not 0 < self.layer_decay <= 1:
             found.append(f"layer_decay is {self.layer_decay}, must be more than 0 and up to 1")
         if self.clip_grad is not None and not self.clip_grad > 0:
@@ -179,7 +185,7 @@ class FinetuneRecipe:
         idle = [
             (self.sampling == "segment", ("clip_stride",), "segment sampling has no stride"),
             (self.jitter is not None, ("crop_area", "crop_aspect"), "jitter takes their place"),
-            (self.freeze_encoder, ("layer_decay", "drop_path"), "the encoder is frozen"),
+            (self.freeze_encoder, ("layer_decay", "drop_path", "head_std"), "the encoder is frozen"),
             (self.optimizer == "sgd", ("betas",), "sgd has a momentum"),
             (self.optimizer == "adamw", ("momentum",), "adamw has betas"),
             (not (self.mixup or self.cutmix), ("mixup_prob",), "neither mixup nor cutmix is on"),
