@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 
+from data_specs import motion_set_cli
 from data_specs.demo_clips import render_demo_clips
 from data_specs.track_store import TrackStore
 from extraction import cli, inspect_cli
@@ -31,20 +32,30 @@ def blocks(name, language):
 def demo(tmp_path_factory):
     """The README's commands, run in one folder as they stand there."""
     folder = tmp_path_factory.mktemp("readme")
-    make, commands = blocks("README.md", "sh")
+    make, commands, _ = blocks("README.md", "sh")
     assert set(re.findall(r"^make (\w+)", make, flags=re.M)) == {"demo", "test"}
     render_demo_clips(folder / "clips")
+    return folder, run_all(commands, folder, MOTION_TARGETS_DEMO_ROOT=str(folder / "clips"))
+
+
+def run_all(commands, folder, **environment):
+    """Run a block's commands, of this tree, and nothing but them on the path; returns what they write."""
     result = subprocess.run(
         ["bash", "-e", "-c", commands],
         cwd=folder,
-        env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "MOTION_TARGETS_DEMO_ROOT": str(folder / "clips")},
+        env={
+            "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+            "PYTHONPATH": str(REPOSITORY),
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        },
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    return folder, result.stdout
+    return result.stdout
 
 
 def test_the_readme_s_commands_run(demo):
@@ -57,6 +68,16 @@ def test_the_readme_s_commands_run(demo):
     assert [line["step"] for line in steps] == list(range(1, 11))
     assert steps[-1]["loss"] < steps[0]["loss"]
     assert (folder / "demo.encoder" / "model.safetensors").stat().st_size > 1e6
+
+
+def test_the_readme_s_motion_set_is_pretrained_on_fine_tuned_and_probed(tmp_path):
+    run_all(blocks("README.md", "sh")[2], tmp_path)
+    origin = tmp_path.resolve() / "motion.run" / "checkpoints" / "step-00000010.pt"
+    for name, command in {"finetuned": "finetune-motion", "probed": "probe-motion --once"}.items():
+        tested = json.loads((tmp_path / f"motion.{name}" / "test.json").read_text())
+        assert (tested["command"], tested["classes"], tested["videos"]) == (command, 12, 12)
+        assert (tmp_path / tested["origin"]["init"]).resolve() == origin
+        assert (tmp_path / f"motion.{name}" / "confusion.png").exists()
 
 
 def test_the_readme_s_python_runs(demo, monkeypatch):
@@ -94,6 +115,9 @@ def submitted(words):
     rest = words[place + 1 :]
     if script.name == "pretrain.sbatch":
         return ["pretrain-motion", *rest, "--resume"]
+    if script.name == "finetune.sbatch":
+        name, options = ("probe", rest[1:]) if rest[0] == "--probe" else ("finetune", rest)
+        return [f"{name}-motion", *options, "--resume"]
     return ["extract-tracks", *(rest[2:] if rest[0] == "--parts" else rest), "--part", "0/4"]
 
 
@@ -116,6 +140,8 @@ def test_every_documented_command_line_parses():
             parser.parse_args(words[2:])
         elif words[:1] == ["extract-tracks"]:
             cli.build_parser().parse_args(words[1:])
+        elif words[:1] == ["render-motion-set"]:
+            motion_set_cli.build_parser().parse_args(words[1:])
         elif words[:1] == ["inspect-tracks"]:
             inspect_cli.build_parser().parse_args(words[1:])
         elif words[:1] == ["evaluate-tracks"]:
@@ -133,7 +159,7 @@ def test_every_documented_command_line_parses():
         else:
             continue
         parsed += 1
-    assert parsed >= 15
+    assert parsed >= 60
 
 
 def test_help_names_every_option_and_the_exit_status(capsys):
@@ -146,6 +172,7 @@ def test_help_names_every_option_and_the_exit_status(capsys):
         (finetune.main, ["--dataset", "--root", "--test-list", "--init", "--recipe", "--out", "--resume", "--test-only",
                          "--validate-every", "Exit status"]),
         (probe.main, ["--dataset", "--init", "--recipe", "--out", "--once", "Exit status"]),
+        (motion_set_cli.main, ["--out", "--train", "--frames", "--seed", "--workers", "Exit status"]),
         (evaluation_cli.main, ["--tracker", "--data", "--queries", "--size", "--videos", "--json", "Exit status"]),
         (export_cli.main, ["RUN", "--to", "--out", "Exit status"]),
     ]:  # fmt: skip
