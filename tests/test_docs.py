@@ -20,6 +20,7 @@ from extraction.array_plan import add_plan_options
 from extraction.evaluation import cli as evaluation_cli
 from training import export_cli, pretrain
 from training.finetuning import finetune, probe
+from training.finetuning.recipe import load_finetune_recipe
 
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("*/*.md")])
 
@@ -89,6 +90,15 @@ def test_the_readme_s_python_runs(demo, monkeypatch):
     assert row.positions.shape == (17 * 23, 7, 2)
     assert row.compensated.shape == (17 * 23, 6, 2)
     assert row.hog.shape == (17 * 23, 6, 9)
+
+
+def test_the_motion_set_s_python_runs_and_its_recipe_loads(tmp_path):
+    (code,), (recipe,) = (blocks("docs/motion-set.md", language) for language in ("python", "yaml"))
+    names = {}
+    exec(code, names)
+    assert (names["picture"].shape, names["moved"].shape, names["on_shape"].shape) == ((48, 64, 3), (2, 2), (2,))
+    (tmp_path / "control.yaml").write_text(recipe)
+    assert load_finetune_recipe(str(tmp_path / "control.yaml")).frame_order == "shuffled"
 
 
 def test_the_demo_s_tracks_are_the_scene_s(demo):
