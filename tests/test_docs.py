@@ -22,6 +22,19 @@ from training import export_cli, pretrain
 from training.finetuning import finetune, probe
 from training.finetuning.recipe import load_finetune_recipe
 
+PARSERS = {
+    "extract-tracks": cli.build_parser,
+    "inspect-tracks": inspect_cli.build_parser,
+    "render-motion-set": motion_set_cli.build_parser,
+    "evaluate-tracks": evaluation_cli.build_parser,
+    "pretrain-motion": pretrain.build_parser,
+    "training.pretrain": pretrain.build_parser,
+    "finetune-motion": finetune.build_parser,
+    "training.finetuning.finetune": finetune.build_parser,
+    "probe-motion": probe.build_parser,
+    "training.finetuning.probe": probe.build_parser,
+    "export-encoder": export_cli.build_parser,
+}
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("*/*.md")])
 
 
@@ -144,30 +157,16 @@ def test_every_documented_command_line_parses():
         words = words[1:] if words and "=" in words[0] else words
         if words[:1] == ["sbatch"]:
             words = submitted(words)
+        if "-m" in words:  # of torchrun
+            words = words[words.index("-m") + 1 :]
         if words[:2] == ["extract-tracks", "plan"]:
-            parser = cli.build_parser()
+            parser, words = cli.build_parser(), words[1:]
             add_plan_options(parser)
-            parser.parse_args(words[2:])
-        elif words[:1] == ["extract-tracks"]:
-            cli.build_parser().parse_args(words[1:])
-        elif words[:1] == ["render-motion-set"]:
-            motion_set_cli.build_parser().parse_args(words[1:])
-        elif words[:1] == ["inspect-tracks"]:
-            inspect_cli.build_parser().parse_args(words[1:])
-        elif words[:1] == ["evaluate-tracks"]:
-            evaluation_cli.build_parser().parse_args(words[1:])
-        elif words[:1] == ["pretrain-motion"]:
-            pretrain.build_parser().parse_args(words[1:])
-        elif words[:1] in (["finetune-motion"], ["probe-motion"]):
-            (finetune if words[0] == "finetune-motion" else probe).build_parser().parse_args(words[1:])
-        elif "training.finetuning.finetune" in words:
-            finetune.build_parser().parse_args(words[words.index("training.finetuning.finetune") + 1 :])
-        elif "training.pretrain" in words:
-            pretrain.build_parser().parse_args(words[words.index("training.pretrain") + 1 :])
-        elif words[:1] == ["export-encoder"]:
-            export_cli.build_parser().parse_args(words[1:])
+        elif words and words[0] in PARSERS:
+            parser = PARSERS[words[0]]()
         else:
             continue
+        parser.parse_args(words[1:])
         parsed += 1
     assert parsed >= 60
 
