@@ -6,7 +6,7 @@
 # module load cuda
 # source "$HOME/miniforge3/bin/activate" motion-targets
 
-# Folder of extract-tracks, pretrain-motion, ray and torchrun, where they are not on the PATH of the compute nodes.
+# Folder of the project's commands, ray and torchrun, where they are not on the PATH of the compute nodes.
 : "${MOTION_TARGETS_BIN:=}"
 
 # A disk of the node's own, for sockets and small files (Ray's session); a folder of each job's own is made in it and
@@ -16,7 +16,7 @@
 # So often is a job put back into the queue; then it ends with status 75 and can be submitted again.
 : "${MOTION_TARGETS_MAX_REQUEUES:=100}"
 
-# One thread for each process: extraction runs one process for each core. For pretraining on a CPU give more.
+# One thread for each process: extraction runs one process for each core. For training on a CPU give more.
 : "${OMP_NUM_THREADS:=1}"
 export OMP_NUM_THREADS
 

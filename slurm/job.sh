@@ -124,3 +124,20 @@ with socket.socket() as free:
     print(f"{address}:{free.getsockname()[1]}")
 PYTHON
 }
+
+# train COMMAND...: run a command of training by torchrun on all of the job's nodes, one process for each GPU, or without
+# GPUs one for each node; its status is then in $status.
+train() {
+    local address node
+    address=$(meeting_point)
+    say "torchrun on $SLURM_JOB_NUM_NODES nodes, meeting at $address, restart ${SLURM_RESTART_COUNT:-0}"
+    # what each node runs: rank 0 is on the first one, where this script is
+    node='
+        exec torchrun --nnodes="$SLURM_JOB_NUM_NODES" --node-rank="$SLURM_NODEID" \
+            --nproc-per-node="${SLURM_GPUS_ON_NODE:-1}" --master-addr="${2%:*}" --master-port="${2##*:}" --no-python \
+            bash "$0/record.sh" "$1" "${@:3}"
+    '
+    # srun no longer takes the cores of a task from the job by itself
+    supervise TERM srun --export=ALL --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpu-bind=none \
+        --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=1 bash -c "$node" "$here" "$record" "$address" "$@"
+}

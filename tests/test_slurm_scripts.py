@@ -207,8 +207,48 @@ def test_the_scripts_find_their_folder_from_slurm_s_copy(tmp_path):
     assert f"no job.sh in {tmp_path}/slurm: set MOTION_TARGETS_SLURM" in said[1][1]
 
 
+@pytest.mark.parametrize(
+    ("script", "given", "command"),
+    [
+        ("pretrain", [], "pretrain-motion"),
+        ("finetune", [], "finetune-motion"),
+        ("finetune", ["--probe"], "probe-motion"),
+    ],
+)
+@pytest.mark.parametrize("status", ["0", "2", "75"])
+def test_training_runs_on_all_gpus_and_resumes(tmp_path, script, given, command, status):
+    """srun as its first node's task, torchrun as its first process; hostnames of a list of one node are that one."""
+    node = "echo NodeAddr=127.0.0.1 Command=/none State=x"
+    stand_ins = {
+        "scontrol": f'case "$*" in *hostnames*) echo n1 ;; *node*) {node} ;; esac',
+        "srun": 'while [ "$1" != bash ]; do echo "srun $1"; shift; done; SLURM_NODEID=0 exec "$@"',
+        "torchrun": 'while [ "$1" != --no-python ]; do echo "torchrun $1"; shift; done; shift; RANK=0 exec "$@"',
+        command: f'printf "<%s> " {command} "$@"; exit {status}',
+    }
+    (tmp_path / "bin").mkdir()
+    for name, text in stand_ins.items():
+        (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "MOTION_TARGETS"))}
+    variables = {
+        **own, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "8", "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_JOB_NODELIST": "n1", "SLURM_GPUS_ON_NODE": "4", "SLURM_CPUS_PER_TASK": "6",
+        "MOTION_TARGETS_SCRATCH": str(tmp_path),
+    }  # fmt: skip
+    result = subprocess.run(
+        ["bash", str(REPOSITORY / "slurm" / f"{script}.sbatch"), *given, "--out", "a run"],
+        env=variables, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert result.returncode == int(status), result.stderr
+    assert f"<{command}> <--out> <a run> <--resume>" in result.stdout
+    said = result.stdout.splitlines()
+    for option in ("srun --nodes=1", "srun --cpus-per-task=6", "torchrun --nproc-per-node=4", "torchrun --nnodes=1"):
+        assert option in said
+    assert not list(tmp_path.glob("mt-*"))
+
+
 @pytest.mark.parametrize("name", ["env.sh", "job.sh", "record.sh", "extract_array.sbatch", "extract_cluster.sbatch",
-                                  "pretrain.sbatch"])  # fmt: skip
+                                  "pretrain.sbatch", "finetune.sbatch"])  # fmt: skip
 def test_every_script_is_sound_bash(name):
     subprocess.run(["bash", "-n", str(REPOSITORY / "slurm" / name)], check=True)
 

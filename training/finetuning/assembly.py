@@ -237,7 +237,7 @@ def held_out(labelled: LabelledVideos) -> tuple[LabelledVideos, LabelledVideos]:
     if not any(apart):
         raise ValueError(
             f"no class has {_HELD_OUT} training videos, of which one could be held out; give others for the choice of "
-            "the regularisation with --validation-list or --validation-split"
+            "the regularisation with --validate-list or --validate-split"
         )
     return _subset(labelled, [not own for own in apart]), _subset(labelled, apart)
 
