@@ -19,6 +19,8 @@ from study_report import write_report
 from study_row import FRAME_ORDERS, Place, run_row
 from study_rows import ROWS, SIZES, row
 
+from data_specs.interrupts import EXIT_INTERRUPTED, Interrupts
+
 CONTROLS = FRAME_ORDERS[1:]
 
 
@@ -30,9 +32,17 @@ def main() -> int:
         run_row(name, Place(study=study, size=size, seed=int(seed), device=options.device, workers=options.workers))
         return 0
     if not options.report:
-        check_settings(study, size, {"device": options.device})
-        prepare_data(study, size, device=options.device, workers=os.cpu_count() or 1)
-        failed = _run_all(options, study)
+        try:
+            check_settings(study, size, {"device": options.device})
+            prepare_data(study, size, device=options.device, workers=_cores())
+        except (ValueError, RuntimeError, OSError) as error:
+            print(f"study: {error}", file=sys.stderr)
+            return 2
+        with Interrupts() as interrupts:
+            failed = _run_all(options, study, interrupts)
+        if interrupts.received:
+            print("interrupted; the same command goes on", file=sys.stderr)
+            return EXIT_INTERRUPTED
         if failed:
             print(f"{len(failed)} rows failed: {', '.join(failed)}; rows/NAME/seed-N/log.txt says why", file=sys.stderr)
             return 1
@@ -41,28 +51,36 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
+    names = [*(each.name for each in ROWS), *CONTROLS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the study")
     parser.add_argument("--size", choices=SIZES, default="small", help="how large everything is")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each row")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="rows at a time")
+    parser.add_argument("--jobs", type=int, help="rows at a time; default: one a core, one on CUDA")
     parser.add_argument("--workers", type=int, default=0, help="processes that read clips, for each row")
-    parser.add_argument("--rows", nargs="+", help="these alone; default: all")
+    parser.add_argument("--rows", nargs="+", help=f"these alone, of {', '.join(names)}; default: all")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--report", action="store_true", help="only write the tables again")
     parser.add_argument("--one", nargs=2, metavar=("ROW", "SEED"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.jobs = (1 if options.device == "cuda" else _cores()) if options.jobs is None else options.jobs
     if min(options.seeds, options.jobs) < 1 or options.workers < 0:
         parser.error("--seeds and --jobs must be 1 or more, --workers 0 or more")
     try:
         options.rows = [name if name in CONTROLS else row(name).name for name in options.rows or []]
     except ValueError as error:
         parser.error(str(error))
+    if set(options.rows) & set(CONTROLS) and "mme-object" not in options.rows:
+        parser.error(f"{' and '.join(CONTROLS)} are of the encoder of mme-object: name that row too")
     return options
 
 
-def _run_all(options: argparse.Namespace, study: Study) -> list[str]:
-    """Compute the rows, seed by seed, each in a process of its own; returns those that failed."""
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _run_all(options: argparse.Namespace, study: Study, interrupts: Interrupts) -> list[str]:
+    """Compute the rows, seed by seed, in a process for each; returns those that failed. Signals are passed on."""
     names = options.rows or [*(each.name for each in ROWS), *CONTROLS]
     # controls need mme-object's encoder
     waiting = [(name, seed) for seed in range(options.seeds) for name in sorted(names, key=CONTROLS.__contains__)]
@@ -70,6 +88,10 @@ def _run_all(options: argparse.Namespace, study: Study) -> list[str]:
     running: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
     failed, begun, total = [], time.monotonic(), len(waiting)
     while waiting or running:
+        if interrupts.received:
+            waiting.clear()
+            for process in running.values():
+                process.terminate()  # it saves, and ends
         ready = [each for each in waiting if _may_begin(each, running)]
         while ready and len(running) < options.jobs:
             each = ready.pop(0)

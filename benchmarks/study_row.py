@@ -1,4 +1,4 @@
-"""One row of the study with one seed: pretrain, probe, fine-tune, each by its command; what is done is not done again.
+"""One row of the study with one seed: pretrain, probe, fine-tune, each by its command; what is done is kept.
 
 ROW/pretrain/  probe-N/  finetune/     runs of the commands; N is the pretraining step of the probed encoder
 ROW/result.json                        what the table takes, written last
@@ -16,7 +16,7 @@ from study_data import Study
 from study_rows import Row, Size, finetune_recipe, pretrain_recipe, row
 
 from data_specs.durable import write_file
-from data_specs.motion_set import partner
+from data_specs.motion_set import MOTIONS, partner
 from training.checkpoint import checkpoint_path
 from training.finetuning import finetune, probe
 from training.pretrain import main as pretrain
@@ -50,16 +50,29 @@ def run_row(name: str, place: Place) -> None:
     folder = place.study.row(name, place.seed)
     if (folder / "result.json").exists():
         return
-    seconds: dict[str, float] = {}
+    kept = folder / "seconds.json"
+    seconds = _Seconds(kept, json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {})
     result: dict[str, Any] = {"row": name, "seed": place.seed}
     if name in FRAME_ORDERS[1:]:
         result |= _control(name, place, folder, seconds)
     else:
         result |= _compared(row(name), place, folder, seconds)
-    write_file(folder / "result.json", json.dumps({**result, "seconds": seconds}, indent=2) + "\n")
+    write_file(folder / "result.json", json.dumps({**result, "seconds": seconds.of}, indent=2) + "\n")
 
 
-def _compared(chosen: Row, place: Place, folder: Path, seconds: dict[str, float]) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class _Seconds:
+    """How long each command took, those that were interrupted too; kept in a file."""
+
+    file: Path
+    of: dict[str, float]
+
+    def add(self, name: str, seconds: float) -> None:
+        self.of[name] = round(self.of.get(name, 0.0) + seconds, 1)
+        write_file(self.file, json.dumps(self.of) + "\n")
+
+
+def _compared(chosen: Row, place: Place, folder: Path, seconds: _Seconds) -> dict[str, Any]:
     result: dict[str, Any] = {"curve": {}}
     steps = [0]
     if chosen.changes is not None:
@@ -77,14 +90,14 @@ def _compared(chosen: Row, place: Place, folder: Path, seconds: dict[str, float]
     return result
 
 
-def _control(order: str, place: Place, folder: Path, seconds: dict[str, float]) -> dict[str, Any]:
+def _control(order: str, place: Place, folder: Path, seconds: _Seconds) -> dict[str, Any]:
     """Probe and fine-tuning of mme-object's encoder on clips without the order of their frames."""
     init = checkpoint_path(place.study.row("mme-object", place.seed) / "pretrain", place.size.pretrain_steps)
     found = _probe(place, folder / "probe", folder / "probe.yaml", init, order, seconds)
     return {"probe": found, "finetune": _finetune(place, folder, init, order, seconds)}
 
 
-def _pretrain(chosen: Row, place: Place, folder: Path, seconds: dict[str, float]) -> dict[str, Any]:
+def _pretrain(chosen: Row, place: Place, folder: Path, seconds: _Seconds) -> dict[str, Any]:
     size, run = place.size, folder / "pretrain"
     recipe = place.study.write_recipe(folder / "pretrain.yaml", pretrain_recipe(chosen, size))
     _command(
@@ -106,9 +119,7 @@ def _pretrain(chosen: Row, place: Place, folder: Path, seconds: dict[str, float]
     }
 
 
-def _probe(
-    place: Place, run: Path, recipe: Path, init: Path | None, order: str, seconds: dict[str, float]
-) -> dict[str, float]:
+def _probe(place: Place, run: Path, recipe: Path, init: Path | None, order: str, seconds: _Seconds) -> dict[str, float]:
     place.study.write_recipe(recipe, finetune_recipe(place.size, frozen=True, frame_order=order))
     _command(
         probe.main, run.name, seconds,
@@ -118,7 +129,7 @@ def _probe(
     return accuracies(run)
 
 
-def _finetune(place: Place, folder: Path, init: Path | None, order: str, seconds: dict[str, float]) -> dict[str, float]:
+def _finetune(place: Place, folder: Path, init: Path | None, order: str, seconds: _Seconds) -> dict[str, float]:
     fields = finetune_recipe(place.size, frozen=False, frame_order=order)
     recipe, run = place.study.write_recipe(folder / "finetune.yaml", fields), folder / "finetune"
     _command(
@@ -134,7 +145,9 @@ def accuracies(run: Path) -> dict[str, float]:
     the share that is right: what the order of the frames decides, one half by chance.
     """
     top1 = float(json.loads((run / "test.json").read_text(encoding="utf-8"))["top1"])
-    confusion = np.loadtxt(run / "confusion.csv", delimiter=",", skiprows=1, usecols=range(1, 13), ndmin=2)
+    confusion = np.loadtxt(
+        run / "confusion.csv", delimiter=",", skiprows=1, usecols=range(1, len(MOTIONS) + 1), ndmin=2
+    )
     labels = np.arange(len(confusion))
     right, turned = confusion[labels, labels].sum(), confusion[labels, [partner(label) for label in labels]].sum()
     return {
@@ -144,14 +157,16 @@ def accuracies(run: Path) -> dict[str, float]:
     }
 
 
-def _command(main: Callable[[Sequence[str]], int], name: str, seconds: dict[str, float], *options: Any) -> None:
+def _command(main: Callable[[Sequence[str]], int], name: str, seconds: _Seconds, *options: Any) -> None:
     begun = time.monotonic()
-    status = main([str(option) for option in options])
+    try:
+        status = main([str(option) for option in options])
+    finally:
+        seconds.add(name, time.monotonic() - begun)
     if status:
-        raise RuntimeError(f"{name} ended with status {status}")
-    seconds[name] = round(time.monotonic() - begun, 1)
+        raise SystemExit(status)  # the command has said why
 
 
-def _mean(values: Any) -> float:
+def _mean(values: Any) -> float | None:
     found = [value for value in values if value is not None]
-    return sum(found) / len(found) if found else float("nan")
+    return sum(found) / len(found) if found else None

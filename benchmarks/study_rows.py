@@ -46,17 +46,17 @@ class Size:
 SIZES = {
     "small": Size(
         train=2400, val=480, test=960, height=96, width=128, set_frames=23, input_size=48, model="vit_micro",
-        frames=8, clip_stride=2, patch=8, grid_stride=8, batch_size=32, pretrain_steps=450, finetune_steps=120, base_lr=1.6e-2,
-        finetune_lr=1.6e-2, layer_decay=1.0, probed=1200,
+        frames=8, clip_stride=2, patch=8, grid_stride=8, batch_size=32, pretrain_steps=450, finetune_steps=120,
+        base_lr=1.6e-2, finetune_lr=1.6e-2, layer_decay=1.0, probed=1200,
     ),
     "medium": Size(
-        train=24_000, val=1200, test=4800, height=96, width=128, set_frames=39, input_size=96, model="vit_tiny", frames=16,
-        clip_stride=2, patch=16, grid_stride=8, batch_size=64, pretrain_steps=15_000, finetune_steps=3000, base_lr=2e-3,
-        finetune_lr=4e-3, layer_decay=0.75, probed=12_000,
+        train=24_000, val=1200, test=4800, height=96, width=128, set_frames=39, input_size=96, model="vit_tiny",
+        frames=16, clip_stride=2, patch=16, grid_stride=8, batch_size=64, pretrain_steps=15_000, finetune_steps=3000,
+        base_lr=2e-3, finetune_lr=4e-3, layer_decay=0.75, probed=12_000,
     ),
     "large": Size(
-        train=120_000, val=2400, test=9600, height=224, width=288, set_frames=39, input_size=224, model="vit_small", frames=16,
-        clip_stride=2, patch=16, grid_stride=8, batch_size=256, pretrain_steps=40_000, finetune_steps=8000,
+        train=120_000, val=2400, test=9600, height=224, width=288, set_frames=39, input_size=224, model="vit_small",
+        frames=16, clip_stride=2, patch=16, grid_stride=8, batch_size=256, pretrain_steps=40_000, finetune_steps=8000,
         base_lr=6e-4, finetune_lr=1e-3, layer_decay=0.75, probed=24_000,
     ),
 }  # fmt: skip
@@ -153,7 +153,11 @@ def track_recipes(size: Size) -> dict[str, dict[str, Any]]:
 
 def finetune_recipe(size: Size, *, frozen: bool, frame_order: str = "given") -> dict[str, Any]:
     """The fields of the recipe for finetune-motion, or where frozen for probe-motion: no augmentation but the start."""
-    training = {"layer_decay": size.layer_decay, "clip_grad": 1.0, "head_std": 0.02} if not frozen else {"freeze_encoder": True}
+    training = (
+        {"layer_decay": size.layer_decay, "clip_grad": 1.0, "head_std": 0.02}
+        if not frozen
+        else {"freeze_encoder": True}
+    )
     return {
         "name": f"study-{'probe' if frozen else 'finetune'}",
         "frames": size.frames,

@@ -31,9 +31,9 @@ from training.reading.store_fit import check_store_fits, with_dataset_defaults
 from training.recipe import load_recipe
 
 TINY = Size(
-    train=12, val=12, test=12, height=32, width=40, set_frames=19, model="vit_micro", frames=4, clip_stride=2, patch=8,
-    grid_stride=4, batch_size=4, pretrain_steps=3, finetune_steps=2, base_lr=1e-3, finetune_lr=1e-3, layer_decay=0.75,
-    probed=12,
+    train=12, val=12, test=12, height=32, width=40, set_frames=19, input_size=32, model="vit_micro", frames=4,
+    clip_stride=2, patch=8, grid_stride=4, batch_size=4, pretrain_steps=3, finetune_steps=2, base_lr=1e-3,
+    finetune_lr=1e-3, layer_decay=0.75, probed=12,
 )  # fmt: skip
 PRETRAINED = [each for each in ROWS if each.changes is not None]
 sizes = pytest.mark.parametrize("size", [*SIZES.values(), TINY], ids=[*SIZES, "tiny"])
@@ -69,7 +69,8 @@ def test_each_row_s_recipe_loads_and_fits_its_store(loaded, size):
         recipe = with_dataset_defaults(recipe, info)
         check_store_fits(recipe, info, each.name)
         assert recipe.token_grid == (size.frames // 2, size.input_size // size.patch, size.input_size // size.patch)
-        assert size.patch == recipe.points_per_side * size.grid_stride, (
+        scale = min(size.height, size.width) / size.input_size
+        assert size.patch * scale == recipe.points_per_side * size.grid_stride, (
             "MME's four trajectories of a patch are stored ones"
         )
         assert not recipe.flip
