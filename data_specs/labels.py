@@ -39,8 +39,10 @@ def load_labelled(
     split: str | None = None,
     list_file: str | None = None,
     classes: Sequence[str] | None = None,
+    *,
+    list_option: str = "--list",
 ) -> LabelledVideos:
-    """Load the videos of a split with their labels; dataset, root, split and list_file as for `load_videos`.
+    """Load the videos of a split with their labels; dataset, root, split, list_file, list_option: as `load_videos`.
 
     classes: the classes by number, of a trained model for example, which no file changes then. Without it they are
     those of the class file or of the training list. That is the list taken here where the split is one for training (so
@@ -50,7 +52,7 @@ def load_labelled(
     Raises DatasetError as `load_videos` does, and with every video that has no label or one that the classes lack.
     """
     spec = spec_of(dataset)
-    videos = load_videos(dataset, root, split, list_file)
+    videos = load_videos(dataset, root, split, list_file, list_option=list_option)
     source = f"the {videos.split} list of {videos.dataset}" if list_file is None else f"list {list_file}"
     named = _class_names(spec, root)
     names = _names(videos.entries, spec, named, source)

@@ -20,7 +20,7 @@ from data_specs.dataset import VideoEntry, VideoList
 from data_specs.labels import LabelledVideos
 from training import checkpoint
 from training.finetuning import finetune, probe
-from training.finetuning.assembly import held_out
+from training.finetuning.assembly import Videos, held_out
 from training.interchange import export_huggingface
 from training.model import MaskedVideoModel, ModelConfig
 from training.run_log import RunLog
@@ -218,6 +218,52 @@ def test_every_fifth_video_of_each_class_is_held_out():
     assert sorted(kept + apart) == sorted((f"v{n}", label) for n, label in enumerate(labels))
     with pytest.raises(ValueError, match="no class has 5 training videos"):
         held_out(both[1])
+
+
+@pytest.fixture
+def ucf101(tmp_path, clips):
+    """Two of UCF101's splits, of the same videos: those of one's test are in the other's training."""
+    root = tmp_path / "ucf"
+    places = [f"{label}/v{n}.avi" for n, label in enumerate(("Bowling", "Archery", "Bowling", "Archery"))]
+    for place, source in zip(places, (clips / "list.txt").read_text().splitlines(), strict=False):
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        (root / place).write_bytes((clips / source).read_bytes())
+    for split, (train, test) in {"01": (places[:2], places[2:]), "02": (places[2:], places[:2])}.items():
+        (root / f"trainlist{split}.txt").write_text("".join(f"{place} 1\n" for place in train))
+        (root / f"testlist{split}.txt").write_text("\n".join(test))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("given", "tested"),
+    [({}, "test"), ({"split": "train2"}, "test2"), ({"split": "train2", "test_split": "test"}, "test")],
+)
+def test_the_test_s_split_is_that_of_the_training(ucf101, given, tested):
+    videos = Videos(dataset="ucf101", root=str(ucf101), **given)
+    test = videos.test(videos.training().classes)
+    assert (test.videos.split, test.classes) == (tested, ("Archery", "Bowling"))
+
+
+def test_a_run_is_tested_again_on_its_own_split(ucf101, files, tmp_path, caplog, capsys):
+    caplog.set_level("INFO")
+    common = [
+        "--dataset", "ucf101", "--root", ucf101, "--recipe", files / "tiny.yaml", "--workers", "0", "--device", "cpu",
+        "--model", SMALL, "--out",
+    ]  # fmt: skip
+
+    def main(*words):
+        return finetune.main([str(word) for word in (*common, *words)])
+
+    assert main(tmp_path / "a", "--steps", "1", "--split", "train2") == 0
+    assert main(tmp_path / "a", "--test-only", "--test-clips", "1") == 0
+    tested = json.loads((tmp_path / "a" / "test.json").read_text())["test_videos"]
+    assert tested["split"] == "test2"
+    assert "training videos too" not in caplog.text
+    assert main(tmp_path / "b", "--steps", "1", "--split", "train2", "--test-split", "test") == 0
+    assert "2 of the 2 test videos are training videos too" in caplog.text
+    (ucf101 / "testlist02.txt").unlink()
+    assert main(tmp_path / "c", "--steps", "1", "--split", "train2") == 2
+    assert "the test2 list of ucf101; another one is given with --test-list)" in capsys.readouterr().err
 
 
 def test_a_published_model_is_tested_with_its_own_head(run, tmp_path, files):

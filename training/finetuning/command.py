@@ -19,9 +19,17 @@ from training.command import (
     workers_of,
 )
 from training.distributed import Group
-from training.finetuning.assembly import Videos, build_model, build_task, classifier_config, first_weights, size_of
+from training.finetuning.assembly import (
+    Videos,
+    build_model,
+    build_task,
+    classifier_config,
+    first_weights,
+    say_shared,
+    size_of,
+)
 from training.finetuning.classifier import ClassifierConfig
-from training.finetuning.final_test import FinalTest, run_test, tested_step
+from training.finetuning.final_test import FinalTest, run_test, tested_step, trained_split
 from training.finetuning.recipe import FinetuneRecipe, finetune_recipe_names, load_finetune_recipe
 from training.finetuning.views import VideoViews
 from training.optim import make_optimizer
@@ -73,7 +81,7 @@ def build_parser(command: Command) -> jsonargparse.ArgumentParser:
     add("--root", type=str | None, metavar="DIR", help="folder of the videos; default: the data set's")
     add("--split", type=str | None, metavar="NAME", help="the data set's split to train on; default: train")
     add("--list", type=str | None, metavar="FILE", help="the list to train on, in place of the split's")
-    add("--test-split", type=str | None, metavar="NAME", help="the split to test on; default: test, where there is one")
+    add("--test-split", type=str | None, metavar="NAME", help="the split to test on; default: test, or test2 for train2")
     add("--test-list", type=str | None, metavar="FILE", help="the list to test on; its classes are the training's")
     add("--validate-split", type=str | None, metavar="NAME", help="the split to validate on")
     add("--validate-list", type=str | None, metavar="FILE", help="the list to validate on")
@@ -184,6 +192,8 @@ def prepare(command: Command, options: jsonargparse.Namespace, group: Group) -> 
         check_same(kept, task, newest, recipe=_trained_recipe(kept, task, newest))
     last = None
     if test is not None:
+        if group.is_main:
+            say_shared(training, test)
         views = VideoViews(test, recipe, follow_links=options.follow_links)
         last = FinalTest(command=command.name, built=built, recipe=recipe, views=views, precision=precision)
     elif group.is_main:
@@ -247,6 +257,7 @@ def _prepare_test(command: Command, options: jsonargparse.Namespace, group: Grou
     videos, where = videos_of(options), f"checkpoint {newest}"
     weights, of_kept = first_weights(options.init) if kept is None else None, _kept_config(kept, newest)
     if kept is not None and of_kept is not None:
+        videos = dataclasses.replace(videos, split=videos.split or trained_split(options.out))
         recipe = _changed(FinetuneRecipe.from_json(kept["recipe"], where=where), options, OF_THE_TEST)
         test = videos.test(of_kept.classes)
     elif weights is not None:

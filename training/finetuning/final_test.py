@@ -96,12 +96,24 @@ test_facts.__test__ = False  # type: ignore[attr-defined]  # for pytest: this is
 
 def tested_step(run: Path) -> int | None:
     """The step that a run's test.json is of; None where there is none, or it says none."""
-    try:
-        content = json.loads((run / "test.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    step = content.get("step") if isinstance(content, dict) else None
+    step = _content(run / "test.json").get("step")
     return step if isinstance(step, int) else None
+
+
+def trained_split(run: Path) -> str | None:
+    """The --split that a run was trained with, by its run.json; None where it was none."""
+    options = _content(run / "run.json").get("options")
+    split = options.get("split") if isinstance(options, dict) else None
+    return split if isinstance(split, str) else None
+
+
+def _content(file: Path) -> dict[str, Any]:
+    """What is in a file of JSON; nothing where it is none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def said(content: dict[str, Any]) -> str:

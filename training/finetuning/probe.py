@@ -15,7 +15,15 @@ from data_specs.labels import LabelledVideos
 from training.command import EXIT_DONE, begun, given_options, precision_of, run_command, workers_of
 from training.distributed import Group, barrier
 from training.finetuning import command
-from training.finetuning.assembly import Built, build_model, classifier_config, first_weights, held_out, size_of
+from training.finetuning.assembly import (
+    Built,
+    build_model,
+    classifier_config,
+    first_weights,
+    held_out,
+    say_shared,
+    size_of,
+)
 from training.finetuning.features import Features, LinearClassifier, encode, fit_linear
 from training.finetuning.final_test import said, test_facts
 from training.finetuning.recipe import FinetuneRecipe
@@ -87,6 +95,8 @@ def prepare_once(options: jsonargparse.Namespace, group: Group) -> Once | None:
     test, validation = videos.test(training.classes), videos.validation(training.classes)
     if test is None:
         raise ValueError("--once has nothing to test on; name it with --test-list or --test-split")
+    if group.is_main:
+        say_shared(training, test)
     validation_is = options.validate_list or options.validate_split or _HELD_OUT
     if validation is None:
         training, validation = held_out(training)
