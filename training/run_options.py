@@ -46,7 +46,8 @@ def add_length_options(parser: jsonargparse.ArgumentParser, *, batch_size: int |
     )  # fmt: skip
     add(
         "--warmup-steps", type=int | None, metavar="N",
-        help="steps of linear warm-up; default: the recipe's epochs, but at most a tenth of the run",
+        help="steps of linear warm-up; default: the recipe's epochs, in a short run at most a tenth of it, "
+        "or their share of the recipe's",
     )  # fmt: skip
 
 
