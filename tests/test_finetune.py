@@ -130,6 +130,15 @@ def test_a_run_trains_tests_and_says_all_that_its_figures_follow_from(run, tmp_p
     assert "top-1" in caplog.text and "1 could not be read" in caplog.text
 
 
+def test_the_learning_rate_is_scaled_by_videos_however_many_clips_each_gives(run, files, tmp_path):
+    """As VideoMAE's code does: args.lr * total_batch_size / 256, where --num_sample has no part in the batch size."""
+    (files / "constant.yaml").write_text((files / "random.yaml").read_text() + "min_lr: 0.05\n")
+    for name, batch in (("a", "4"), ("b", "8")):
+        assert run(name, "--steps", "2", "--batch-size", batch, recipe="constant", test=None) == 0
+        assert [line["lr"] for line in lines(tmp_path / name)] == pytest.approx([0.05 * int(batch) / 2 / 256] * 2)
+        assert [line["clips"] for line in lines(tmp_path / name)] == [int(batch)] * 2
+
+
 @pytest.mark.parametrize("kind", ["random", "probe"])
 def test_an_interrupted_run_resumes_to_the_bit_and_is_tested_once(run, tmp_path, monkeypatch, kind):
     """With mixing, drop path, repeated sampling and layer decay, or with a batch norm's running statistics."""

@@ -74,7 +74,7 @@ def make_optimizer(
     """AdamW with the recipe's betas and weight decay, or SGD, and the peak learning rate base_lr * batch_size / 256.
 
     base_lr: for a batch of 256, in place of the recipe's. batch_size: clips of one optimisation step, over all ranks
-    and micro-batches. momentum: of SGD. layer_decay: see `parameter_groups`.
+    and micro-batches; in fine-tuning its videos. momentum: of SGD. layer_decay: see `parameter_groups`.
     """
     groups = parameter_groups(model, recipe.weight_decay, layer_decay)
     rate = (recipe.base_lr if base_lr is None else base_lr) * batch_size / REFERENCE_BATCH

@@ -215,16 +215,17 @@ def prepare(command: Command, options: jsonargparse.Namespace, group: Group) -> 
         keep=options.keep,
         validate_every=options.validate_every or 0,
     )
+    opened = batch_size // recipe.clips_per_video  # videos of a step, which learning rates are scaled by
     optimizer = make_optimizer(
         built.model,
         recipe,
-        batch_size=batch_size,
+        batch_size=opened,
         base_lr=options.lr,
         kind=recipe.optimizer,
         momentum=recipe.momentum,
         layer_decay=recipe.layer_decay,
     )
-    run = make_run(options, task, settings, optimizer, recipe, min_lr=recipe.min_lr, kept=kept)
+    run = make_run(options, task, settings, optimizer, recipe, min_lr=recipe.min_lr, kept=kept, rate_batch=opened)
     return Prepared(run=run, step=None, test=last)
 
 
