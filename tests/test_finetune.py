@@ -329,6 +329,15 @@ def test_a_test_without_a_video_that_can_be_read_ends_with_1(run, files, tmp_pat
     assert not (tmp_path / "a" / "test.json").exists()
 
 
+def test_a_validation_without_a_video_that_can_be_read_ends_with_1(run, files, tmp_path, capsys):
+    (files / "gone.csv").write_text("gone.avi 7\n")
+    more = ["--steps", "3", "--save-every", "1", "--validate-every", "2", "--validate-list", files / "gone.csv"]
+    assert run("a", *more) == 1
+    said = capsys.readouterr().err
+    assert "the validation: no video could be read" in said
+    assert f"Newest checkpoint: {checkpoint.checkpoint_path(tmp_path / 'a', 1)}" in said
+
+
 def test_a_signal_in_the_test_ends_with_75(run, tmp_path, monkeypatch):
     from training.finetuning.views import VideoViews
 

@@ -20,9 +20,11 @@ from training.finetuning.labelled_clips import LabelledClips
 from training.finetuning.mixing import ClipMixing
 from training.finetuning.recipe import FinetuneRecipe
 from training.finetuning.testing import TestResult, test
+from training.finetuning.video_outputs import TestingError
 from training.finetuning.views import VideoViews, views_loader
 from training.model import ModelConfig
 from training.reading.clips import clip_loader
+from training.step import StoppedError
 from training.task import Precision, Task
 from training.weight_files import Weights, read_weights
 
@@ -183,7 +185,10 @@ def build_task(
 
     def validate() -> dict[str, Any]:
         assert views is not None
-        return validation_line(test_views(built.model, views, group, precision, workers=workers))
+        try:
+            return validation_line(test_views(built.model, views, group, precision, workers=workers))
+        except TestingError as error:
+            raise StoppedError(f"the validation: {error}") from error
 
     return Task(
         kind="fine-tuning",

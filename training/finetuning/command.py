@@ -81,7 +81,7 @@ def build_parser(command: Command) -> jsonargparse.ArgumentParser:
     add("--root", type=str | None, metavar="DIR", help="folder of the videos; default: the data set's")
     add("--split", type=str | None, metavar="NAME", help="the data set's split to train on; default: train")
     add("--list", type=str | None, metavar="FILE", help="the list to train on, in place of the split's")
-    add("--test-split", type=str | None, metavar="NAME", help="the split to test on; default: test, or test2 for train2")
+    add("--test-split", type=str | None, metavar="NAME", help="the split to test on; default: test (test2 for train2)")
     add("--test-list", type=str | None, metavar="FILE", help="the list to test on; its classes are the training's")
     add("--validate-split", type=str | None, metavar="NAME", help="the split to validate on")
     add("--validate-list", type=str | None, metavar="FILE", help="the list to validate on")
