@@ -87,8 +87,9 @@ def run(files, clips, tmp_path):
 
     def run(out, *more, main=finetune.main, recipe="tiny", test="test.csv", init=True):
         given = [
-            "--dataset", files / "train.csv", "--root", clips, "--recipe", files / f"{recipe}.yaml", "--workers", "0",
-            "--device", "cpu", "--out", tmp_path / out, *(["--test-list", files / test] if test else []),
+            "--dataset", files / "train.csv", "--root", clips, "--workers", "0", "--device", "cpu",
+            "--out", tmp_path / out, *(["--recipe", files / f"{recipe}.yaml"] if recipe else []),
+            *(["--test-list", files / test] if test else []),
             *(["--init", files / "pretrained"] if init else []), *more,
         ]  # fmt: skip
         return main([str(word) for word in given])
@@ -282,6 +283,9 @@ def test_a_published_model_is_tested_with_its_own_head(run, tmp_path, files):
     assert run("b", "--test-only", "--init", tmp_path / "a", init=False) == 0
     np.testing.assert_array_equal(np.load(tmp_path / "b" / "probabilities.npy"), probabilities)
     assert json.loads((tmp_path / "b" / "test.json").read_text())["origin"]["kind"] == "fine-tuning"
+    # its recipe need not be named: its clips are those that it was trained on
+    assert run("c", "--test-only", "--init", tmp_path / "a", init=False, recipe=None) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "c" / "probabilities.npy"), probabilities)
 
 
 def test_refusals_say_what_to_do(run, tmp_path, files, capsys):

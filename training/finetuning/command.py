@@ -35,6 +35,7 @@ from training.finetuning.views import VideoViews
 from training.optim import make_optimizer
 from training.run_options import EXIT_TEXT, add_length_options, add_model_option, add_run_options, check_numbers
 from training.task import Settings, Task
+from training.weight_files import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -129,11 +130,15 @@ def videos_of(options: jsonargparse.Namespace) -> Videos:
     )
 
 
-def recipe_of(command: Command, options: jsonargparse.Namespace) -> FinetuneRecipe:
-    """The recipe that the options name, with what they change in it. Raises RecipeError, ValueError."""
-    recipe = load_finetune_recipe(
-        options.recipe or command.recipes.get(options.dataset) or command.recipes[""],
-    )
+def recipe_of(command: Command, options: jsonargparse.Namespace, tested: Weights | None = None) -> FinetuneRecipe:
+    """The recipe that the options name, with what they change in it. Raises RecipeError, ValueError.
+
+    tested: a model that is only tested; where no recipe is named, the one that it was fine-tuned by, if it says so.
+    """
+    if options.recipe is None and tested is not None and tested.recipe and tested.training["kind"] == "fine-tuning":
+        recipe = FinetuneRecipe.from_json(tested.recipe, where=str(tested.source))
+    else:
+        recipe = load_finetune_recipe(options.recipe or command.recipes.get(options.dataset) or command.recipes[""])
     if recipe.freeze_encoder != command.freezes:
         other = "finetune-motion" if command.freezes else "probe-motion"
         does = "does not freeze" if command.freezes else "freezes"
@@ -262,7 +267,7 @@ def _prepare_test(command: Command, options: jsonargparse.Namespace, group: Grou
         recipe = _changed(FinetuneRecipe.from_json(kept["recipe"], where=where), options, OF_THE_TEST)
         test = videos.test(of_kept.classes)
     elif weights is not None:
-        recipe, test = recipe_of(command, options), videos.test(weights.classes)
+        recipe, test = recipe_of(command, options, weights), videos.test(weights.classes)
     else:
         raise ValueError(f"--test-only: {options.out} has no checkpoint, and no --init names a fine-tuned model")
     if test is None:
