@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -359,6 +360,33 @@ def test_a_signal_in_the_test_ends_with_75(run, tmp_path, monkeypatch):
     assert not (tmp_path / "a" / "test.json").exists()
     assert run("a", "--steps", "1", "--resume") == 0
     assert (tmp_path / "a" / "test.json").exists()
+
+
+@pytest.mark.parametrize("name", ["finetune", "probe"])
+def test_a_signal_to_every_process_ends_a_test_of_its_own_with_75(run, files, clips, tmp_path, name):
+    """As Slurm sends it: a loader's worker that died of it would be taken for a failure."""
+    given = [
+        "--dataset", files / "train.csv", "--root", clips, "--test-list", files / "test.csv", "--workers", "1",
+        "--device", "cpu", "--out", tmp_path / "b",
+    ]  # fmt: skip
+    if name == "finetune":
+        assert run("a", "--steps", "1", "--model", "vit_micro", init=False) == 0
+        given += ["--init", tmp_path / "a", "--test-only"]
+    else:
+        given += ["--model", "vit_micro", "--recipe", files / "probe.yaml", "--once", "--validate-list",
+                  files / "test.csv"]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"training.finetuning.{name}", *map(str, given)], stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}, start_new_session=True,
+    )  # fmt: skip
+    said = ""
+    while not said.endswith(" of each\n") and (line := process.stderr.readline()):
+        said += line
+    time.sleep(0.5)  # the worker is starting, which takes longer
+    os.killpg(process.pid, signal.SIGTERM)
+    said += process.communicate(timeout=60)[1]
+    assert process.returncode == 75, said
+    assert "interrupted" in said and not (tmp_path / "b" / "test.json").exists()
 
 
 BOTH = """
