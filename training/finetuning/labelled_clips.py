@@ -58,7 +58,8 @@ class LabelledClips(StreamedClips):
         self.recipe = recipe.resolved(clip_stride=videos.clip_stride, flip=videos.flip)
         self.stream = ClipStream(len(videos.entries), seed, recipe.clips_per_video)
         # of each video, once it is known; the loader's workers share it, and all of them find the same
-        self._num_frames = torch.zeros(len(videos.entries), dtype=torch.int32).share_memory_()
+        known = torch.zeros(len(videos.entries), dtype=torch.int32)
+        self._num_frames = known.share_memory_()  # type: ignore[no-untyped-call]
         self._augment = RandAugment(recipe.rand_augment, recipe.input_size) if recipe.rand_augment else None
 
     def read_batch(self, positions: Sequence[int]) -> Batch:
