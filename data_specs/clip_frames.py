@@ -33,9 +33,10 @@ class ClipFrames:
 
     source_size: (height, width) of the upright frames in pixels, and num_frames, as the track store has them
     (`video/source_size`, `video/num_frames`). Without them, of a video that is in no store, both are found here, those
-    that `Video` finds: they are attributes then. short_side: as in the store's recipe; None leaves frames at their own
-    size. file_bytes: size of the file that was extracted, 0 where it is not known. `frame_size` is the size of the
-    tracked frame, in whose pixels views are given.
+    that `Video` finds: they are attributes then. counted: the `num_frames` that the same file was found to have before,
+    0 where it is not known; it spares a file whose packets do not tell it (AVI) being decoded to its end once more.
+    short_side: as in the store's recipe; None leaves frames at their own size. file_bytes: size of the file that was
+    extracted, 0 where it is not known. `frame_size` is the size of the tracked frame, in whose pixels views are given.
 
     Raises VideoOpenError here; while reading VideoDecodeError; and VideoChangedError, here or then, where the file is
     no longer the one that the store was extracted from. Without a store VideoDecodeError and VideoTruncatedError here,
@@ -50,6 +51,7 @@ class ClipFrames:
         num_frames: int | None = None,
         short_side: int | None = None,
         file_bytes: int = 0,
+        counted: int = 0,
     ) -> None:
         if (source_size is None) != (num_frames is None):
             raise ValueError("source_size and num_frames are known together or not at all")
@@ -62,7 +64,7 @@ class ClipFrames:
                 "the video again (extract-tracks --verify does), or bring the old file back",
             )
         try:
-            self._access = FrameAccess(path, num_frames)
+            self._access = FrameAccess(path, num_frames, counted)
         except (av.FFmpegError, BrokenFrameError) as error:
             reason = error.strerror if isinstance(error, av.FFmpegError) else str(error)
             raise VideoOpenError(path, f"cannot be opened as a video: {reason}") from error

@@ -156,12 +156,17 @@ def load_spec(file: str) -> DatasetSpec:
 
 
 def load_videos(
-    dataset: str, root: str | None = None, split: str | None = None, list_file: str | None = None
+    dataset: str,
+    root: str | None = None,
+    split: str | None = None,
+    list_file: str | None = None,
+    *,
+    list_option: str = "--list",
 ) -> VideoList:
     """Load the list of a data set given as NAME, SPEC.yaml or LIST.
 
     root: folder that the paths are relative to; without it the spec's environment variable, then the spec's own.
-    list_file: takes the place of the spec's list of that split.
+    list_file: takes the place of the spec's list of that split; list_option: how a command is given one.
     Raises DatasetError for an unknown name, a missing root or list, a path outside the root, a duplicate id.
     """
     spec = spec_of(dataset)
@@ -178,7 +183,7 @@ def load_videos(
         problems = Problems()
         entries = entries_of(class_file_rows(path, problems), problems, f"lists {path}", folder)
     else:
-        hint = "" if list_file else f" (the {split} list of {spec.name}; another one is given with --list)"
+        hint = "" if list_file else f" (the {split} list of {spec.name}; another one is given with {list_option})"
         entries = parse_list(_read(path, f"list {path}{hint}"), spec, where=f"list {path}", root=folder)
     return VideoList(
         dataset=spec.name,

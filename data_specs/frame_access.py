@@ -54,7 +54,8 @@ class FrameAccess:
     num_frames: how many frames decoding from start to end gives, known from an earlier time. Where the packets already
     agree it is not checked again; else FrameCountError can come when the first frames are read. None: it is found here,
     from the packets where their timestamps tell it, else by decoding all of them, and is an attribute then. Should the
-    packets have promised too much, FrameCountError comes when a frame is missed.
+    packets have promised too much, FrameCountError comes when a frame is missed. counted: what was found so before, 0
+    where it is not known, so that decoding all of them need not be done again.
 
     Attributes: `header`, what the container announces, its sizes left out; `begins`, float64, the times in seconds at
     which the frames' packets are shown, ascending, where they have one.
@@ -62,7 +63,7 @@ class FrameAccess:
     fails.
     """
 
-    def __init__(self, path: str | Path, num_frames: int | None) -> None:
+    def __init__(self, path: str | Path, num_frames: int | None, counted: int = 0) -> None:
         self._path, self._is_told = str(path), num_frames is not None
         self._container = av.open(self._path, metadata_errors="replace")
         stream = self._container.streams.best("video")
@@ -76,7 +77,7 @@ class FrameAccess:
         self.num_frames = num_frames or 0
         self._by_timestamp = self._index_packets()
         if not self._is_told and not self._by_timestamp:
-            self.num_frames = self._count_all()
+            self.num_frames = counted or self._count_all()
 
     def close(self) -> None:
         """Close the file; frames can no longer be read."""

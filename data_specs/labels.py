@@ -16,6 +16,7 @@ from data_specs.class_names import ClassNames, read_class_names
 from data_specs.dataset import DatasetError, DatasetSpec, VideoEntry, VideoList, load_videos, root_folder, spec_of
 from data_specs.list_names import text_problem
 from data_specs.list_problems import Problems, shown
+from data_specs.video_lists import split_label
 
 _NUMBER = re.compile(r"[0-9]+")
 _NEGATIVE = re.compile(r"-[0-9]+")
@@ -39,8 +40,10 @@ def load_labelled(
     split: str | None = None,
     list_file: str | None = None,
     classes: Sequence[str] | None = None,
+    *,
+    list_option: str = "--list",
 ) -> LabelledVideos:
-    """Load the videos of a split with their labels; dataset, root, split and list_file as for `load_videos`.
+    """Load the videos of a split with their labels; dataset, root, split, list_file, list_option: as `load_videos`.
 
     classes: the classes by number, of a trained model for example, which no file changes then. Without it they are
     those of the class file or of the training list. That is the list taken here where the split is one for training (so
@@ -50,7 +53,7 @@ def load_labelled(
     Raises DatasetError as `load_videos` does, and with every video that has no label or one that the classes lack.
     """
     spec = spec_of(dataset)
-    videos = load_videos(dataset, root, split, list_file)
+    videos = load_videos(dataset, root, split, list_file, list_option=list_option)
     source = f"the {videos.split} list of {videos.dataset}" if list_file is None else f"list {list_file}"
     named = _class_names(spec, root)
     names = _names(videos.entries, spec, named, source)
@@ -96,6 +99,10 @@ def _training_split(spec: DatasetSpec, split: str) -> str | None:
 def _names(entries: Sequence[VideoEntry], spec: DatasetSpec, named: ClassNames | None, source: str) -> list[str]:
     """The class of each video by name, or by number where nothing names them. Raises DatasetError with all problems."""
     problems = Problems()
+    if spec.label_from == "list" and (odd := _odd_ones_out(entries)):
+        for entry in odd:
+            problems.add(_place(entry), f"{shown(entry.path)} has no label after the path, as other lines have")
+        problems.check(source)
     known = set(named.names) if named else set()
     names: list[str] = []
     for entry in entries:
@@ -117,6 +124,14 @@ def _names(entries: Sequence[VideoEntry], spec: DatasetSpec, named: ClassNames |
         names.append(name)
     problems.check(source)
     return names
+
+
+def _odd_ones_out(entries: Sequence[VideoEntry]) -> list[VideoEntry]:
+    """The entries for which a list of `path label` lines was taken for one of paths alone; none where it is neither."""
+    if any(entry.label is not None for entry in entries):
+        return []
+    odd = [entry for entry in entries if split_label(entry.path) is None]
+    return odd if len(odd) < len(entries) else []
 
 
 def _canonical(label: str) -> str:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from data_specs.dataset import VideoEntry, VideoList
 from data_specs.labels import LabelledVideos
 from training import checkpoint
 from training.finetuning import finetune, probe
-from training.finetuning.assembly import held_out
+from training.finetuning.assembly import Videos, held_out
 from training.interchange import export_huggingface
 from training.model import MaskedVideoModel, ModelConfig
 from training.run_log import RunLog
@@ -87,8 +88,9 @@ def run(files, clips, tmp_path):
 
     def run(out, *more, main=finetune.main, recipe="tiny", test="test.csv", init=True):
         given = [
-            "--dataset", files / "train.csv", "--root", clips, "--recipe", files / f"{recipe}.yaml", "--workers", "0",
-            "--device", "cpu", "--out", tmp_path / out, *(["--test-list", files / test] if test else []),
+            "--dataset", files / "train.csv", "--root", clips, "--workers", "0", "--device", "cpu",
+            "--out", tmp_path / out, *(["--recipe", files / f"{recipe}.yaml"] if recipe else []),
+            *(["--test-list", files / test] if test else []),
             *(["--init", files / "pretrained"] if init else []), *more,
         ]  # fmt: skip
         return main([str(word) for word in given])
@@ -128,6 +130,15 @@ def test_a_run_trains_tests_and_says_all_that_its_figures_follow_from(run, tmp_p
     assert (described["kind"], described["settings"]["validate_every"]) == ("fine-tuning", 2)
     assert described["origin"] == said["origin"]
     assert "top-1" in caplog.text and "1 could not be read" in caplog.text
+
+
+def test_the_learning_rate_is_scaled_by_videos_however_many_clips_each_gives(run, files, tmp_path):
+    """As VideoMAE's code does: args.lr * total_batch_size / 256, where --num_sample has no part in the batch size."""
+    (files / "constant.yaml").write_text((files / "random.yaml").read_text() + "min_lr: 0.05\n")
+    for name, batch in (("a", "4"), ("b", "8")):
+        assert run(name, "--steps", "2", "--batch-size", batch, recipe="constant", test=None) == 0
+        assert [line["lr"] for line in lines(tmp_path / name)] == pytest.approx([0.05 * int(batch) / 2 / 256] * 2)
+        assert [line["clips"] for line in lines(tmp_path / name)] == [int(batch)] * 2
 
 
 @pytest.mark.parametrize("kind", ["random", "probe"])
@@ -220,6 +231,52 @@ def test_every_fifth_video_of_each_class_is_held_out():
         held_out(both[1])
 
 
+@pytest.fixture
+def ucf101(tmp_path, clips):
+    """Two of UCF101's splits, of the same videos: those of one's test are in the other's training."""
+    root = tmp_path / "ucf"
+    places = [f"{label}/v{n}.avi" for n, label in enumerate(("Bowling", "Archery", "Bowling", "Archery"))]
+    for place, source in zip(places, (clips / "list.txt").read_text().splitlines(), strict=False):
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        (root / place).write_bytes((clips / source).read_bytes())
+    for split, (train, test) in {"01": (places[:2], places[2:]), "02": (places[2:], places[:2])}.items():
+        (root / f"trainlist{split}.txt").write_text("".join(f"{place} 1\n" for place in train))
+        (root / f"testlist{split}.txt").write_text("\n".join(test))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("given", "tested"),
+    [({}, "test"), ({"split": "train2"}, "test2"), ({"split": "train2", "test_split": "test"}, "test")],
+)
+def test_the_test_s_split_is_that_of_the_training(ucf101, given, tested):
+    videos = Videos(dataset="ucf101", root=str(ucf101), **given)
+    test = videos.test(videos.training().classes)
+    assert (test.videos.split, test.classes) == (tested, ("Archery", "Bowling"))
+
+
+def test_a_run_is_tested_again_on_its_own_split(ucf101, files, tmp_path, caplog, capsys):
+    caplog.set_level("INFO")
+    common = [
+        "--dataset", "ucf101", "--root", ucf101, "--recipe", files / "tiny.yaml", "--workers", "0", "--device", "cpu",
+        "--model", SMALL, "--out",
+    ]  # fmt: skip
+
+    def main(*words):
+        return finetune.main([str(word) for word in (*common, *words)])
+
+    assert main(tmp_path / "a", "--steps", "1", "--split", "train2") == 0
+    assert main(tmp_path / "a", "--test-only", "--test-clips", "1") == 0
+    tested = json.loads((tmp_path / "a" / "test.json").read_text())["test_videos"]
+    assert tested["split"] == "test2"
+    assert "training videos too" not in caplog.text
+    assert main(tmp_path / "b", "--steps", "1", "--split", "train2", "--test-split", "test") == 0
+    assert "2 of the 2 test videos are training videos too" in caplog.text
+    (ucf101 / "testlist02.txt").unlink()
+    assert main(tmp_path / "c", "--steps", "1", "--split", "train2") == 2
+    assert "the test2 list of ucf101; another one is given with --test-list)" in capsys.readouterr().err
+
+
 def test_a_published_model_is_tested_with_its_own_head(run, tmp_path, files):
     """Of a run's checkpoint and of a folder of transformers: the same figures."""
     assert run("a", "--steps", "2") == 0
@@ -227,6 +284,9 @@ def test_a_published_model_is_tested_with_its_own_head(run, tmp_path, files):
     assert run("b", "--test-only", "--init", tmp_path / "a", init=False) == 0
     np.testing.assert_array_equal(np.load(tmp_path / "b" / "probabilities.npy"), probabilities)
     assert json.loads((tmp_path / "b" / "test.json").read_text())["origin"]["kind"] == "fine-tuning"
+    # its recipe need not be named: its clips are those that it was trained on
+    assert run("c", "--test-only", "--init", tmp_path / "a", init=False, recipe=None) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "c" / "probabilities.npy"), probabilities)
 
 
 def test_refusals_say_what_to_do(run, tmp_path, files, capsys):
@@ -274,6 +334,15 @@ def test_a_test_without_a_video_that_can_be_read_ends_with_1(run, files, tmp_pat
     assert not (tmp_path / "a" / "test.json").exists()
 
 
+def test_a_validation_without_a_video_that_can_be_read_ends_with_1(run, files, tmp_path, capsys):
+    (files / "gone.csv").write_text("gone.avi 7\n")
+    more = ["--steps", "3", "--save-every", "1", "--validate-every", "2", "--validate-list", files / "gone.csv"]
+    assert run("a", *more) == 1
+    said = capsys.readouterr().err
+    assert "the validation: no video could be read" in said
+    assert f"Newest checkpoint: {checkpoint.checkpoint_path(tmp_path / 'a', 1)}" in said
+
+
 def test_a_signal_in_the_test_ends_with_75(run, tmp_path, monkeypatch):
     from training.finetuning.views import VideoViews
 
@@ -291,6 +360,33 @@ def test_a_signal_in_the_test_ends_with_75(run, tmp_path, monkeypatch):
     assert not (tmp_path / "a" / "test.json").exists()
     assert run("a", "--steps", "1", "--resume") == 0
     assert (tmp_path / "a" / "test.json").exists()
+
+
+@pytest.mark.parametrize("name", ["finetune", "probe"])
+def test_a_signal_to_every_process_ends_a_test_of_its_own_with_75(run, files, clips, tmp_path, name):
+    """As Slurm sends it: a loader's worker that died of it would be taken for a failure."""
+    given = [
+        "--dataset", files / "train.csv", "--root", clips, "--test-list", files / "test.csv", "--workers", "1",
+        "--device", "cpu", "--out", tmp_path / "b",
+    ]  # fmt: skip
+    if name == "finetune":
+        assert run("a", "--steps", "1", "--model", "vit_micro", init=False) == 0
+        given += ["--init", tmp_path / "a", "--test-only"]
+    else:
+        given += ["--model", "vit_micro", "--recipe", files / "probe.yaml", "--once", "--validate-list",
+                  files / "test.csv"]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"training.finetuning.{name}", *map(str, given)], stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}, start_new_session=True,
+    )  # fmt: skip
+    said = ""
+    while not said.endswith(" of each\n") and (line := process.stderr.readline()):
+        said += line
+    time.sleep(0.5)  # the worker is starting, which takes longer
+    os.killpg(process.pid, signal.SIGTERM)
+    said += process.communicate(timeout=60)[1]
+    assert process.returncode == 75, said
+    assert "interrupted" in said and not (tmp_path / "b" / "test.json").exists()
 
 
 BOTH = """

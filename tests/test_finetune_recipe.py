@@ -15,7 +15,6 @@ TABLE_15 = {
     "weight_decay": 0.05,
     "betas": (0.9, 0.999),
     "layer_decay": 0.75,
-    "batch_size": 128,
     "warmup_epochs": 5,
     "label_smoothing": 0.1,
     "mixup": 0.8,
@@ -39,6 +38,7 @@ def test_the_papers_fine_tuning(name, epochs, flip, sampling):
     recipe = load_finetune_recipe(name)
     assert {field: getattr(recipe, field) for field in TABLE_15} == TABLE_15
     assert (recipe.epochs, recipe.flip, recipe.sampling) == (epochs, flip, sampling)
+    assert recipe.batch_size // recipe.clips_per_video == 128  # videos, as the authors' code counts them
     assert (recipe.frames, recipe.input_size, recipe.token_grid) == (16, 224, (8, 14, 14))
     operations = rand_augment_transform(recipe.rand_augment, {}).ops  # timm's reading of "RandAug (9, 0.5)"
     assert {(op.magnitude, op.magnitude_std) for op in operations} == {(9, 0.5)}

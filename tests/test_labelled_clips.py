@@ -10,6 +10,7 @@ from videos import sliding_frames, write_video
 
 from data_specs.clip_frames import ClipFrames
 from data_specs.demo_clips import write_clip
+from data_specs.frame_access import FrameAccess
 from data_specs.labels import load_labelled
 from data_specs.scene import Disc, Scene, Texture, moving, random_scene, still
 from data_specs.video import VideoDecodeError
@@ -98,6 +99,24 @@ def test_one_position_gives_one_clip_whatever_workers_ranks_and_batches(root):
     check(4 + 2, batch_size=2, rank=1, world_size=2, position=4)
     assert not same(alone[0], clips_of(root, AUGMENTED, seed=5)[0])
     assert not torch.equal(alone[0]["frames"], clips_of(root, RECIPE, seed=4)[0]["frames"])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_video_s_frames_are_counted_once_by_all_workers_together(tmp_path, monkeypatch, workers):
+    """An AVI of MPEG-4 part 2, as UCF101's and HMDB51's, is decoded to its end to know how long it is."""
+    for name, count in (("a.avi", 20), ("b.avi", 31)):
+        write_video(tmp_path / name, sliding_frames(count, 48, 80), "mpeg4", "yuv420p", {"g": "12", "bf": "2"})
+    (tmp_path / "train.csv").write_text("a.avi 7\nb.avi 2\n")
+    dataset, alone = clips_of(tmp_path), clips_of(tmp_path)
+    second_epoch = alone.read_batch(range(4, 8))
+    list(itertools.islice(clip_loader(dataset, batch_size=4, workers=workers), 1))
+
+    def again(access):
+        raise AssertionError("counted again")
+
+    monkeypatch.setattr(FrameAccess, "_count_all", again)
+    assert same(dataset.read_batch(range(4, 8)), second_epoch)
+    assert {clip.id for clip in second_epoch["clip"]} == {"a.avi", "b.avi"}
 
 
 def centroids(frames):

@@ -171,6 +171,14 @@ def test_what_has_no_label_is_refused_with_its_line(tmp_path):
     assert "line 1: 'a.mp4' has the label '1', which is none of the 7 classes: '2', '3', '4', '5', '6', …" in said
 
 
+def test_the_line_without_a_label_is_named_and_not_all_the_others(tmp_path):
+    lines = [f"a/v{number}.mp4 {number % 3}" for number in range(40)]
+    lines[30] = "a/x.mp4"
+    (tmp_path / "train.csv").write_text("\n".join(lines))
+    with pytest.raises(DatasetError, match=r"1 problem\(s\)\n  line 31: 'a/x.mp4' has no label after the path"):
+        load_labelled("k400", str(tmp_path))
+
+
 def test_a_split_without_its_training_list_says_what_it_needs(tmp_path):
     (tmp_path / "val.csv").write_text("a.mp4 1\n")
     said = refused("k400", tmp_path, split="val")

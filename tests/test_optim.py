@@ -1,5 +1,6 @@
 """Parameter groups, learning rates, gradient norms."""
 
+import dataclasses
 import math
 
 import pytest
@@ -99,6 +100,13 @@ def test_warm_up_is_at_most_a_tenth_unless_asked_for():
     assert warmup_of(recipe, steps=205, steps_per_epoch=312.5) == 20
     assert warmup_of(recipe, steps=205, steps_per_epoch=312.5, asked=200) == 200
     assert warmup_of(recipe, steps=5, steps_per_epoch=0.3) == 0
+    # MME's table 15: 5 of 30 epochs on Something-Something V2
+    short = dataclasses.replace(recipe, epochs=30, warmup_epochs=5)
+    assert warmup_of(short, steps=3000, steps_per_epoch=100) == 500
+    assert warmup_of(short, steps=300, steps_per_epoch=100) == 50
+    assert warmup_of(short, steps=6000, steps_per_epoch=100) == 500
+    nothing_else = dataclasses.replace(recipe, epochs=40)
+    assert warmup_of(nothing_else, steps=400, steps_per_epoch=10) == 40
     with pytest.raises(ValueError, match="--warmup-steps is 205"):
         warmup_of(recipe, steps=205, steps_per_epoch=1, asked=205)
 

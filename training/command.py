@@ -160,8 +160,11 @@ def make_run(
     *,
     min_lr: float,
     kept: dict[str, Any] | None,
+    rate_batch: int | None = None,
 ) -> Run:
     """A run with the schedule that options and recipe ask for; kept: the checkpoint that it goes on from.
+
+    rate_batch: the batch size that learning rates are scaled by, where it is not the number of clips.
 
     Raises ValueError for a warm-up that is not shorter than the run.
     """
@@ -170,7 +173,9 @@ def make_run(
     steps, batch_size = settings.steps, settings.batch_size
     steps_per_epoch = task.clips_per_epoch / batch_size
     warmup = warmup_of(recipe, steps=steps, steps_per_epoch=steps_per_epoch, asked=options.warmup_steps)
-    schedule = make_schedule(optimizer, steps=steps, warmup_steps=warmup, min_lr=min_lr, batch_size=batch_size)
+    schedule = make_schedule(
+        optimizer, steps=steps, warmup_steps=warmup, min_lr=min_lr, batch_size=rate_batch or batch_size
+    )
     return Run(task=task, settings=settings, optimizer=optimizer, schedule=schedule, resume=kept)
 
 

@@ -5,8 +5,15 @@ import multiprocessing.connection
 import os
 import signal
 import threading
+from multiprocessing import forkserver
 
-from data_specs.interrupts import SIGNALS
+from data_specs.interrupts import SIGNALS, Interrupts
+
+
+def start_server(interrupts: Interrupts) -> None:
+    """Start the server that forks loaders' workers, so that it outlives the signals too; before the first loader."""
+    with interrupts.inherited():
+        forkserver.ensure_running()
 
 
 def ignore_in_worker() -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import time
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ import torch
 from data_specs.interrupts import Interrupts
 from training import checkpoint
 from training.distributed import Group, barrier, gather_objects
+from training.interrupts import start_server
 from training.optim import CosineLRScheduler, load_optimizer_state
 from training.random_states import random_states, restore_random_states, seed_rank
 from training.run_log import RunLog
@@ -56,8 +56,7 @@ def train(
         interrupts = stack.enter_context(Interrupts())
         loader, ahead = task.loader(position), group.device.type == "cuda"
         if getattr(loader, "num_workers", 0):
-            with interrupts.inherited():
-                forkserver.ensure_running()
+            start_server(interrupts)
         batches = stack.enter_context(StepBatches(loader, settings.accumulate, group.device, ahead=ahead))
         begun = time.perf_counter()
         micro_batches, waited = batches.take()

@@ -132,7 +132,7 @@ class PretrainRecipe:
     epochs: int = 800
     """Epochs where neither --epochs nor --steps is given."""
     warmup_epochs: int = 40
-    """Epochs of linear warm-up, but never more than a tenth of the run."""
+    """Epochs of linear warm-up; of a shorter run no more than a tenth, or than their share of `epochs`."""
     base_lr: float = 1.5e-4
     """Learning rate for a batch of 256; scaled by the batch."""
     min_lr: float = 1e-5

@@ -27,9 +27,11 @@ def add_model_option(parser: jsonargparse.ArgumentParser, default: str | None) -
 
 
 def add_length_options(parser: jsonargparse.ArgumentParser, *, batch_size: int | None) -> None:
-    """How long, in what portions and at what rate; a batch size of None is the recipe's."""
+    """How long, in what portions and at what rate; a batch size of None is the recipe's, of fine-tuning."""
     add = parser.add_argument
-    default = "; default: the recipe's" if batch_size is None else ""
+    default, counted, changed = "", "clips", "not the result"
+    if batch_size is None:  # fine-tuning
+        default, counted, changed = "; default: the recipe's", "videos", "and which clips are mixed with which"
     add("--epochs", type=int | None, metavar="N", help="times that each video is seen; default: the recipe's")
     add("--steps", type=int | None, metavar="N", help="optimisation steps, in place of --epochs")
     add(
@@ -38,15 +40,16 @@ def add_length_options(parser: jsonargparse.ArgumentParser, *, batch_size: int |
     )  # fmt: skip
     add(
         "--accumulate", type=int, default=1, metavar="N",
-        help="micro-batches that a process takes one after the other in a step; changes memory, not the result",
+        help=f"micro-batches that a process takes one after the other in a step; changes memory, {changed}",
     )  # fmt: skip
     add(
         "--lr", type=float | None, metavar="X",
-        help="base learning rate, for a batch of 256 clips, in place of the recipe's: the rate is X * batch size / 256",
+        help=f"base learning rate, in place of the recipe's: the rate is X * {counted} of a step / 256",
     )  # fmt: skip
     add(
         "--warmup-steps", type=int | None, metavar="N",
-        help="steps of linear warm-up; default: the recipe's epochs, but at most a tenth of the run",
+        help="steps of linear warm-up; default: the recipe's epochs, in a short run at most a tenth of it, "
+        "or their share of the recipe's",
     )  # fmt: skip
 
 

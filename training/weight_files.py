@@ -44,6 +44,8 @@ class Weights:
     """Names of a classifier's classes by number, where something names them."""
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Kind, recipe's name and step of the training that a checkpoint of this project is of."""
+    recipe: dict[str, Any] | None = None
+    """The resolved recipe of that training; nothing has been checked."""
 
 
 def read_weights(path: Path) -> Weights:
@@ -83,6 +85,7 @@ def read_weights(path: Path) -> Weights:
     return Weights(
         source=path,
         tensors=named,
+        recipe=recipe if isinstance(recipe, dict) else None,
         settings=None if of_encoder is None else _settings_of(of_encoder),
         size=None if of_encoder is None else of_encoder.size,
         classes=tuple(map(str, config["classes"])) if isinstance(config.get("classes"), list) else None,

@@ -20,9 +20,11 @@ from training.finetuning.labelled_clips import LabelledClips
 from training.finetuning.mixing import ClipMixing
 from training.finetuning.recipe import FinetuneRecipe
 from training.finetuning.testing import TestResult, test
+from training.finetuning.video_outputs import TestingError
 from training.finetuning.views import VideoViews, views_loader
 from training.model import ModelConfig
 from training.reading.clips import clip_loader
+from training.step import StoppedError
 from training.task import Precision, Task
 from training.weight_files import Weights, read_weights
 
@@ -44,7 +46,8 @@ class Videos:
     list_file: str | None = None
     """In place of that split's list."""
     test_split: str | None = None
-    """None is `test`, where the data set has it and there is no test_list."""
+    """None is the one that belongs to the training's (`test2` to `train2`), else `test`, where the data set has it and
+    there is no test_list."""
     test_list: str | None = None
     validation_split: str | None = None
     validation_list: str | None = None
@@ -57,19 +60,28 @@ class Videos:
     def test(self, classes: Sequence[str] | None) -> LabelledVideos | None:
         """The videos of the test, or None where there is no list of them. Raises DatasetError."""
         split = self.test_split
-        if split is None and (self.test_list is not None or _TEST_SPLIT in spec_of(self.dataset).lists):
-            split = _TEST_SPLIT
-        return self._of(split, self.test_list, classes)
+        if split is None:
+            split = _TEST_SPLIT if self.test_list is not None else self._own_test_split()
+        return self._of(split, self.test_list, classes, "--test-list")
 
     def validation(self, classes: Sequence[str] | None) -> LabelledVideos | None:
         """The videos of the validation, or None where none are named. Raises DatasetError."""
-        return self._of(self.validation_split, self.validation_list, classes)
+        return self._of(self.validation_split, self.validation_list, classes, "--validate-list")
 
-    def _of(self, split: str | None, list_file: str | None, classes: Sequence[str] | None) -> LabelledVideos | None:
+    def _own_test_split(self) -> str | None:
+        spec = spec_of(self.dataset)
+        training = self.split or spec.split
+        # UCF101's and HMDB51's splits are of the same videos: those of test1 are in train2
+        belongs = training.replace("train", _TEST_SPLIT, 1) if training.startswith("train") else _TEST_SPLIT
+        return next((split for split in (belongs, _TEST_SPLIT) if split in spec.lists), None)
+
+    def _of(
+        self, split: str | None, list_file: str | None, classes: Sequence[str] | None, option: str
+    ) -> LabelledVideos | None:
         if split is None and list_file is None:
             return None
         split = split or "validation"
-        return self._checked(load_labelled(self.dataset, self.root, split, list_file, classes))
+        return self._checked(load_labelled(self.dataset, self.root, split, list_file, classes, list_option=option))
 
     def _checked(self, labelled: LabelledVideos) -> LabelledVideos:
         paths = [entry.path for entry in labelled.videos.entries]
@@ -175,7 +187,10 @@ def build_task(
 
     def validate() -> dict[str, Any]:
         assert views is not None
-        return validation_line(test_views(built.model, views, group, precision, workers=workers))
+        try:
+            return validation_line(test_views(built.model, views, group, precision, workers=workers))
+        except TestingError as error:
+            raise StoppedError(f"the validation: {error}") from error
 
     return Task(
         kind="fine-tuning",
@@ -240,6 +255,13 @@ def held_out(labelled: LabelledVideos) -> tuple[LabelledVideos, LabelledVideos]:
             "the regularisation with --validate-list or --validate-split"
         )
     return _subset(labelled, [not own for own in apart]), _subset(labelled, apart)
+
+
+def say_shared(training: LabelledVideos, test: LabelledVideos) -> None:
+    """Warn of test videos that are trained on: an accuracy on them says little."""
+    trained = {entry.path for entry in training.videos.entries}
+    if shared := sum(entry.path in trained for entry in test.videos.entries):
+        logger.warning("%d of the %d test videos are training videos too", shared, len(test.labels))
 
 
 def labels_digest(labelled: LabelledVideos) -> str:

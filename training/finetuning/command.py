@@ -19,14 +19,23 @@ from training.command import (
     workers_of,
 )
 from training.distributed import Group
-from training.finetuning.assembly import Videos, build_model, build_task, classifier_config, first_weights, size_of
+from training.finetuning.assembly import (
+    Videos,
+    build_model,
+    build_task,
+    classifier_config,
+    first_weights,
+    say_shared,
+    size_of,
+)
 from training.finetuning.classifier import ClassifierConfig
-from training.finetuning.final_test import FinalTest, run_test, tested_step
+from training.finetuning.final_test import FinalTest, run_test, tested_step, trained_split
 from training.finetuning.recipe import FinetuneRecipe, finetune_recipe_names, load_finetune_recipe
 from training.finetuning.views import VideoViews
 from training.optim import make_optimizer
 from training.run_options import EXIT_TEXT, add_length_options, add_model_option, add_run_options, check_numbers
 from training.task import Settings, Task
+from training.weight_files import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +82,7 @@ def build_parser(command: Command) -> jsonargparse.ArgumentParser:
     add("--root", type=str | None, metavar="DIR", help="folder of the videos; default: the data set's")
     add("--split", type=str | None, metavar="NAME", help="the data set's split to train on; default: train")
     add("--list", type=str | None, metavar="FILE", help="the list to train on, in place of the split's")
-    add("--test-split", type=str | None, metavar="NAME", help="the split to test on; default: test, where there is one")
+    add("--test-split", type=str | None, metavar="NAME", help="the split to test on; default: test (test2 for train2)")
     add("--test-list", type=str | None, metavar="FILE", help="the list to test on; its classes are the training's")
     add("--validate-split", type=str | None, metavar="NAME", help="the split to validate on")
     add("--validate-list", type=str | None, metavar="FILE", help="the list to validate on")
@@ -121,11 +130,15 @@ def videos_of(options: jsonargparse.Namespace) -> Videos:
     )
 
 
-def recipe_of(command: Command, options: jsonargparse.Namespace) -> FinetuneRecipe:
-    """The recipe that the options name, with what they change in it. Raises RecipeError, ValueError."""
-    recipe = load_finetune_recipe(
-        options.recipe or command.recipes.get(options.dataset) or command.recipes[""],
-    )
+def recipe_of(command: Command, options: jsonargparse.Namespace, tested: Weights | None = None) -> FinetuneRecipe:
+    """The recipe that the options name, with what they change in it. Raises RecipeError, ValueError.
+
+    tested: a model that is only tested; where no recipe is named, the one that it was fine-tuned by, if it says so.
+    """
+    if options.recipe is None and tested is not None and tested.recipe and tested.training["kind"] == "fine-tuning":
+        recipe = FinetuneRecipe.from_json(tested.recipe, where=str(tested.source))
+    else:
+        recipe = load_finetune_recipe(options.recipe or command.recipes.get(options.dataset) or command.recipes[""])
     if recipe.freeze_encoder != command.freezes:
         other = "finetune-motion" if command.freezes else "probe-motion"
         does = "does not freeze" if command.freezes else "freezes"
@@ -184,6 +197,8 @@ def prepare(command: Command, options: jsonargparse.Namespace, group: Group) -> 
         check_same(kept, task, newest, recipe=_trained_recipe(kept, task, newest))
     last = None
     if test is not None:
+        if group.is_main:
+            say_shared(training, test)
         views = VideoViews(test, recipe, follow_links=options.follow_links)
         last = FinalTest(command=command.name, built=built, recipe=recipe, views=views, precision=precision)
     elif group.is_main:
@@ -205,16 +220,17 @@ def prepare(command: Command, options: jsonargparse.Namespace, group: Group) -> 
         keep=options.keep,
         validate_every=options.validate_every or 0,
     )
+    opened = batch_size // recipe.clips_per_video  # videos of a step, which learning rates are scaled by
     optimizer = make_optimizer(
         built.model,
         recipe,
-        batch_size=batch_size,
+        batch_size=opened,
         base_lr=options.lr,
         kind=recipe.optimizer,
         momentum=recipe.momentum,
         layer_decay=recipe.layer_decay,
     )
-    run = make_run(options, task, settings, optimizer, recipe, min_lr=recipe.min_lr, kept=kept)
+    run = make_run(options, task, settings, optimizer, recipe, min_lr=recipe.min_lr, kept=kept, rate_batch=opened)
     return Prepared(run=run, step=None, test=last)
 
 
@@ -247,10 +263,11 @@ def _prepare_test(command: Command, options: jsonargparse.Namespace, group: Grou
     videos, where = videos_of(options), f"checkpoint {newest}"
     weights, of_kept = first_weights(options.init) if kept is None else None, _kept_config(kept, newest)
     if kept is not None and of_kept is not None:
+        videos = dataclasses.replace(videos, split=videos.split or trained_split(options.out))
         recipe = _changed(FinetuneRecipe.from_json(kept["recipe"], where=where), options, OF_THE_TEST)
         test = videos.test(of_kept.classes)
     elif weights is not None:
-        recipe, test = recipe_of(command, options), videos.test(weights.classes)
+        recipe, test = recipe_of(command, options, weights), videos.test(weights.classes)
     else:
         raise ValueError(f"--test-only: {options.out} has no checkpoint, and no --init names a fine-tuned model")
     if test is None:

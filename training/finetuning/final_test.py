@@ -1,8 +1,10 @@
 """The test at the end of fine-tuning or probing, or on its own, and all that its figures follow from."""
 
+import contextlib
 import dataclasses
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from training.finetuning.recipe import FinetuneRecipe
 from training.finetuning.testing import write_test
 from training.finetuning.video_outputs import TestingError
 from training.finetuning.views import VideoViews
+from training.interrupts import start_server
 from training.step import StoppedError
 from training.task import Precision
 
@@ -40,15 +43,18 @@ def run_test(given: FinalTest, options: jsonargparse.Namespace, group: Group, *,
     step: of the run's checkpoint that the model is; None for a model of --init. Every rank calls it. Raises
     StoppedError where nothing can be tested, OSError.
     """
-    if group.is_main:
-        logger.info("testing on %d videos, %d views of each", len(given.views), given.views.clips * given.views.crops)
+    workers = workers_of(options)
     try:
-        with Interrupts(then=_leave):
-            result = test_views(given.built.model, given.views, group, given.precision, workers=workers_of(options))
+        with leaving_at_a_signal(workers):
+            if group.is_main:
+                views = given.views.clips * given.views.crops
+                logger.info("testing on %d videos, %d views of each", len(given.views), views)
+            result = test_views(given.built.model, given.views, group, given.precision, workers=workers)
     except TestingError as error:
         raise StoppedError(f"the test: {error}") from error
-    except _LeaveError:
-        logger.info("interrupted in the test, which keeps nothing: the same command begins it again")
+    except LeaveError:
+        again = "" if options.test_only else " with --resume"
+        logger.info("interrupted in the test, which keeps nothing: the same command%s begins it again", again)
         return EXIT_INTERRUPTED
     if group.is_main:
         facts = {
@@ -96,12 +102,24 @@ test_facts.__test__ = False  # type: ignore[attr-defined]  # for pytest: this is
 
 def tested_step(run: Path) -> int | None:
     """The step that a run's test.json is of; None where there is none, or it says none."""
-    try:
-        content = json.loads((run / "test.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    step = content.get("step") if isinstance(content, dict) else None
+    step = _content(run / "test.json").get("step")
     return step if isinstance(step, int) else None
+
+
+def trained_split(run: Path) -> str | None:
+    """The --split that a run was trained with, by its run.json; None where it was none."""
+    options = _content(run / "run.json").get("options")
+    split = options.get("split") if isinstance(options, dict) else None
+    return split if isinstance(split, str) else None
+
+
+def _content(file: Path) -> dict[str, Any]:
+    """What is in a file of JSON; nothing where it is none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def said(content: dict[str, Any]) -> str:
@@ -113,9 +131,18 @@ def said(content: dict[str, Any]) -> str:
     )
 
 
-class _LeaveError(Exception):
+class LeaveError(Exception):
     """A signal came."""
 
 
+@contextlib.contextmanager
+def leaving_at_a_signal(workers: int) -> Iterator[None]:
+    """What is done in here is left, by a LeaveError, when one of the signals comes; loaders' workers outlive it."""
+    with Interrupts(then=_leave) as interrupts:
+        if workers:
+            start_server(interrupts)
+        yield
+
+
 def _leave() -> None:
-    raise _LeaveError
+    raise LeaveError

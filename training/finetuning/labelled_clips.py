@@ -57,6 +57,9 @@ class LabelledClips(StreamedClips):
         videos = labelled.videos
         self.recipe = recipe.resolved(clip_stride=videos.clip_stride, flip=videos.flip)
         self.stream = ClipStream(len(videos.entries), seed, recipe.clips_per_video)
+        # of each video, once it is known; the loader's workers share it, and all of them find the same
+        known = torch.zeros(len(videos.entries), dtype=torch.int32)
+        self._num_frames = known.share_memory_()  # type: ignore[no-untyped-call]
         self._augment = RandAugment(recipe.rand_augment, recipe.input_size) if recipe.rand_augment else None
 
     def read_batch(self, positions: Sequence[int]) -> Batch:
@@ -106,7 +109,9 @@ class LabelledClips(StreamedClips):
         entry = videos.entries[index]
         drawn: dict[int, LabelledClip] = {}
         rngs: dict[int, np.random.Generator] = {}
-        with ClipFrames(video_path(videos.root, entry.path, follow_links=self.follow_links)) as opened:
+        path = video_path(videos.root, entry.path, follow_links=self.follow_links)
+        with ClipFrames(path, counted=int(self._num_frames[index])) as opened:
+            self._num_frames[index] = opened.num_frames
             for b in of_video:
                 clip = wanted[b]
                 rng = rngs[b] = rng_for(self.seed, clip.epoch, index, clip.repeat, "labelled clip")

@@ -11,13 +11,22 @@ from typing import Any
 import jsonargparse
 
 from data_specs.durable import write_file
+from data_specs.interrupts import EXIT_INTERRUPTED
 from data_specs.labels import LabelledVideos
 from training.command import EXIT_DONE, begun, given_options, precision_of, run_command, workers_of
 from training.distributed import Group, barrier
 from training.finetuning import command
-from training.finetuning.assembly import Built, build_model, classifier_config, first_weights, held_out, size_of
+from training.finetuning.assembly import (
+    Built,
+    build_model,
+    classifier_config,
+    first_weights,
+    held_out,
+    say_shared,
+    size_of,
+)
 from training.finetuning.features import Features, LinearClassifier, encode, fit_linear
-from training.finetuning.final_test import said, test_facts
+from training.finetuning.final_test import LeaveError, leaving_at_a_signal, said, test_facts
 from training.finetuning.recipe import FinetuneRecipe
 from training.finetuning.testing import write_test
 from training.finetuning.video_outputs import TestingError
@@ -87,6 +96,8 @@ def prepare_once(options: jsonargparse.Namespace, group: Group) -> Once | None:
     test, validation = videos.test(training.classes), videos.validation(training.classes)
     if test is None:
         raise ValueError("--once has nothing to test on; name it with --test-list or --test-split")
+    if group.is_main:
+        say_shared(training, test)
     validation_is = options.validate_list or options.validate_split or _HELD_OUT
     if validation is None:
         training, validation = held_out(training)
@@ -115,12 +126,17 @@ def probe_once(given: Once, options: jsonargparse.Namespace, group: Group) -> in
     if group.is_main:
         write_file(options.out / "run.json", json.dumps({"options": given_options(options), **facts}, indent=2) + "\n")
     try:
-        training, validation, test = (
-            _features(given, labelled, options, group) for labelled in (given.training, given.validation, given.test)
-        )
-        fitted = fit_linear(training, validation, len(given.training.classes))
+        with leaving_at_a_signal(workers_of(options)):
+            training, validation, test = (
+                _features(given, labelled, options, group)
+                for labelled in (given.training, given.validation, given.test)
+            )
+            fitted = fit_linear(training, validation, len(given.training.classes))
     except TestingError as error:
         raise StoppedError(str(error)) from error
+    except LeaveError:
+        logger.info("interrupted; nothing is kept: the same command with --resume begins again")
+        return EXIT_INTERRUPTED
     if group.is_main:
         facts["linear"] = _linear_facts(fitted, training, validation, given.validation_is)
         logger.info("%s", said(write_test(options.out, fitted.test(test), given.training.classes, facts)))

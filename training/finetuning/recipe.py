@@ -91,7 +91,8 @@ class FinetuneRecipe:
 
     optimizer: Optimizer = "adamw"
     base_lr: float = 1e-3
-    """Learning rate for a batch of 256 clips; scaled by the batch."""
+    """Learning rate for a batch of 256 videos, scaled by the batch. VideoMAE's and MME's code count videos there: a
+    second clip of each changes nothing."""
     min_lr: float = 1e-6
     """Learning rate at the end of the cosine, for a batch of 256."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -108,7 +109,7 @@ class FinetuneRecipe:
     epochs: int = 100
     """Epochs where neither --epochs nor --steps is given: times that each video is opened."""
     warmup_epochs: int = 5
-    """Epochs of linear warm-up, but never more than a tenth of the run."""
+    """Epochs of linear warm-up; of a shorter run no more than a tenth, or than their share of `epochs`."""
 
     test_clips: int = 5
     """Clips of a video in the test, evenly spread over it."""
