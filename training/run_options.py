@@ -44,7 +44,8 @@ def add_length_options(parser: jsonargparse.ArgumentParser, *, batch_size: int |
     )  # fmt: skip
     add(
         "--lr", type=float | None, metavar="X",
-        help=f"base learning rate, in place of the recipe's: the rate is X * {counted} of a step / 256",
+        help=f"base learning rate, for a batch of 256 {counted}, in place of the recipe's: the rate is X * {counted} "
+        "of a step / 256",
     )  # fmt: skip
     add(
         "--warmup-steps", type=int | None, metavar="N",
