@@ -46,7 +46,7 @@ class Size:
 SIZES = {
     "small": Size(
         train=2400, val=480, test=960, height=96, width=128, set_frames=23, input_size=48, model="vit_micro",
-        frames=8, clip_stride=2, patch=8, grid_stride=8, batch_size=32, pretrain_steps=450, finetune_steps=120,
+        frames=8, clip_stride=2, patch=8, grid_stride=8, batch_size=32, pretrain_steps=450, finetune_steps=240,
         base_lr=1.6e-2, finetune_lr=1.6e-2, layer_decay=1.0, probed=1200,
     ),
     "medium": Size(
