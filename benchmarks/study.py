@@ -17,7 +17,7 @@ from pathlib import Path
 from study_data import Study, check_settings, prepare_data
 from study_report import write_report
 from study_row import FRAME_ORDERS, Place, run_row
-from study_rows import ROWS, SIZES, row
+from study_rows import BASE, ROWS, SIZES, row
 
 from data_specs.interrupts import EXIT_INTERRUPTED, Interrupts
 
@@ -70,8 +70,8 @@ def _options() -> argparse.Namespace:
         options.rows = [name if name in CONTROLS else row(name).name for name in options.rows or []]
     except ValueError as error:
         parser.error(str(error))
-    if set(options.rows) & set(CONTROLS) and "mme-object" not in options.rows:
-        parser.error(f"{' and '.join(CONTROLS)} are of the encoder of mme-object: name that row too")
+    if set(options.rows) & set(CONTROLS) and BASE not in options.rows:
+        parser.error(f"{' and '.join(CONTROLS)} are of the encoder of {BASE}: name that row too")
     return options
 
 
@@ -82,7 +82,7 @@ def _cores() -> int:
 def _run_all(options: argparse.Namespace, study: Study, interrupts: Interrupts) -> list[str]:
     """Compute the rows, seed by seed, in a process for each; returns those that failed. Signals are passed on."""
     names = options.rows or [*(each.name for each in ROWS), *CONTROLS]
-    # controls need mme-object's encoder
+    # controls need the base's encoder
     waiting = [(name, seed) for seed in range(options.seeds) for name in sorted(names, key=CONTROLS.__contains__)]
     waiting = [(name, seed) for name, seed in waiting if not (study.row(name, seed) / "result.json").exists()]
     running: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
@@ -111,7 +111,7 @@ def _run_all(options: argparse.Namespace, study: Study, interrupts: Interrupts) 
 
 def _may_begin(each: tuple[str, int], running: dict[tuple[str, int], subprocess.Popen[bytes]]) -> bool:
     name, seed = each
-    return name not in CONTROLS or ("mme-object", seed) not in running
+    return name not in CONTROLS or (BASE, seed) not in running
 
 
 def _start(options: argparse.Namespace, study: Study, name: str, seed: int) -> subprocess.Popen[bytes]:

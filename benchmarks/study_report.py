@@ -9,12 +9,12 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 from study_data import Study
 from study_row import FRAME_ORDERS
-from study_rows import ROWS, Size
+from study_rows import BASE, ROWS, Size
 
 from data_specs.durable import replacing, write_file
 from data_specs.motion_set import MOTIONS
 
-_CONTROLS = {"shuffled": "mme-object, frames shuffled", "single": "mme-object, one frame, repeated"}
+_CONTROLS = {"shuffled": f"{BASE}, frames shuffled", "single": f"{BASE}, one frame, repeated"}
 _COLUMNS = (
     ("probe", "top1"),
     ("probe", "motion"),
@@ -98,7 +98,7 @@ def _draw_curves(study: Study, results: dict[str, list[dict[str, Any]]]) -> None
     start = _at(results.get("none", []), "0")
     for row in ROWS:
         done = results.get(row.name, [])
-        if row.group != "pretraining" or not done or row.changes is None:
+        if not row.has_curve or not done or row.changes is None:
             continue
         points = {0: start} if start else {}
         points |= {int(step): _at(done, step) for step in done[0]["curve"]}

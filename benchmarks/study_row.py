@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from study_data import Study
-from study_rows import Row, Size, finetune_recipe, pretrain_recipe, row
+from study_rows import BASE, Row, Size, finetune_recipe, pretrain_recipe, row
 
 from data_specs.durable import write_file
 from data_specs.motion_set import MOTIONS, partner
@@ -79,7 +79,7 @@ def _compared(chosen: Row, place: Place, folder: Path, seconds: _Seconds) -> dic
         result["loss"] = _pretrain(chosen, place, folder, seconds)
         every = place.size.pretrain_steps // CURVE
         last = place.size.pretrain_steps
-        steps = [every * number for number in range(1, CURVE)] if chosen.group == "pretraining" else []
+        steps = [every * number for number in range(1, CURVE)] if chosen.has_curve else []
         steps = [step for step in steps if step < last] + [last]
     for step in steps:
         init = checkpoint_path(folder / "pretrain", step) if step else None
@@ -91,8 +91,8 @@ def _compared(chosen: Row, place: Place, folder: Path, seconds: _Seconds) -> dic
 
 
 def _control(order: str, place: Place, folder: Path, seconds: _Seconds) -> dict[str, Any]:
-    """Probe and fine-tuning of mme-object's encoder on clips without the order of their frames."""
-    init = checkpoint_path(place.study.row("mme-object", place.seed) / "pretrain", place.size.pretrain_steps)
+    """Probe and fine-tuning of the base's encoder on clips without the order of their frames."""
+    init = checkpoint_path(place.study.row(BASE, place.seed) / "pretrain", place.size.pretrain_steps)
     found = _probe(place, folder / "probe", folder / "probe.yaml", init, order, seconds)
     return {"probe": found, "finetune": _finetune(place, folder, init, order, seconds)}
 

@@ -76,13 +76,23 @@ class Row:
     clip_tracks: bool = False
     """Whether its trajectories run through the clip (TrackMAE), from the other store."""
 
+    @property
+    def has_curve(self) -> bool:
+        """Whether earlier checkpoints are probed too."""
+        return self.group == "pretraining" or self.name == BASE
 
-def _of_mme_object(name: str, what: str, **changes: Any) -> Row:
-    return Row(name=name, group="ablation", what=what, changes={"extends": "mme-object", **changes})
+
+def _of_base(name: str, what: str, **changes: Any) -> Row:
+    return Row(name=name, group="ablation", what=what, changes={"extends": "mme-object", "heads": _HEADS, **changes})
 
 
-_FLOORED = {"weight": 1.0, "normalise": "patch-floor", "floor": 0.1}
+_DISPLACEMENT = {"weight": 1.0, "normalise": "none"}
 _HOG = {"weight": 1.0, "normalise": "patch"}
+_HEADS = {"displacement": _DISPLACEMENT, "trajectory_hog": _HOG}
+
+BASE = "mme-px"
+"""The row that the ablations change, and whose encoder the controls take: mme-object with displacements in pixels. A
+patch norm leaves next to nothing of a rigid shape's motion, and so little for an ablation to take away."""
 
 ROWS = (
     Row(name="none", group="pretraining", what="no pretraining", changes=None),
@@ -97,25 +107,25 @@ ROWS = (
         name="trackmae", group="pretraining", what="pixels and tracks by flow, masks by motion, 90 % masked",
         changes={"extends": "trackmae"}, clip_tracks=True,
     ),
-    _of_mme_object("camera-kept", "displacements with the camera's part", remove_camera=False),
-    _of_mme_object(
-        "norm-clip", "displacements standardised over the clip: speeds kept",
+    _of_base(BASE, "mme-object with displacements in pixels: speeds kept, L = 6"),
+    _of_base(
+        "mme-clip", "displacements standardised over the clip: speeds within it kept",
         heads={"displacement": {"weight": 1.0, "normalise": "clip", "floor": 0.1}, "trajectory_hog": _HOG},
     ),
-    _of_mme_object(
-        "norm-none", "displacements in pixels: speeds kept",
-        heads={"displacement": {"weight": 1.0, "normalise": "none"}, "trajectory_hog": _HOG},
+    _of_base("camera-kept", "with the camera's part in the displacements", remove_camera=False),
+    _of_base("length-4", "L = 4 steps", trajectory_length=4),
+    _of_base("length-8", "L = 8 steps", trajectory_length=8),
+    _of_base("no-hog", "displacements alone", heads={"displacement": _DISPLACEMENT}),
+    _of_base("hog-only", "HOG along trajectories alone", heads={"trajectory_hog": _HOG}),
+    _of_base("no-validity", "what was not measured counts as still", validity=False),
+    _of_base("motion-masks", "tubes drawn by motion (TrackMAE's)", mask="motion-bins"),
+    Row(
+        name="trackmae-px", group="ablation", what="trackmae with displacements in pixels",
+        changes={
+            "extends": "trackmae",
+            "heads": {"pixels": {"weight": 1.0, "normalise": "patch"}, "displacement": _DISPLACEMENT},
+        }, clip_tracks=True,
     ),
-    _of_mme_object("length-4", "L = 4 steps", trajectory_length=4),
-    _of_mme_object("length-8", "L = 8 steps", trajectory_length=8),
-    _of_mme_object("no-hog", "displacements alone", heads={"displacement": _FLOORED}),
-    _of_mme_object(
-        "clip-no-hog", "displacements alone, standardised over the clip",
-        heads={"displacement": {"weight": 1.0, "normalise": "clip", "floor": 0.1}},
-    ),
-    _of_mme_object("hog-only", "HOG along trajectories alone", heads={"trajectory_hog": _HOG}),
-    _of_mme_object("no-validity", "what was not measured counts as still", validity=False),
-    _of_mme_object("motion-masks", "tubes drawn by motion (TrackMAE's)", mask="motion-bins"),
 )  # fmt: skip
 
 

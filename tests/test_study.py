@@ -17,7 +17,7 @@ from conftest import REPOSITORY
 from study_data import Study, check_settings, prepare_data
 from study_report import write_report
 from study_row import CURVE, FRAME_ORDERS, Place, accuracies, run_row
-from study_rows import ROWS, SIZES, Size, finetune_recipe, pretrain_recipe, row, track_recipes
+from study_rows import BASE, ROWS, SIZES, Size, finetune_recipe, pretrain_recipe, row, track_recipes
 
 from data_specs import motion_set_cli
 from data_specs.motion_set import MOTIONS
@@ -143,7 +143,7 @@ def test_the_report_has_means_and_deviations_of_what_is_there(tmp_path):
     for seed, top1 in enumerate((0.3, 0.4, 0.5)):
         write_result(place, "none", seed, top1 / 2)
         write_result(place, "mme-object", seed, top1, steps=(150, 300, 450), minutes=1.0 + seed)
-    write_result(place, "norm-clip", 2, 0.25, steps=(450,))
+    write_result(place, "mme-clip", 2, 0.25, steps=(450,))
     write_result(place, "single", 0, 0.0833)
     place.row("mme", 0).mkdir(parents=True)  # begun
     text = write_report(place, SIZES["small"])
@@ -152,7 +152,7 @@ def test_the_report_has_means_and_deviations_of_what_is_there(tmp_path):
         "3", "40.0 ± 10.0", "45.0 ± 10.0", "50.0 ± 10.0", "45.0 ± 10.0", "75.0 ± 0.0", "displacement 0.600", "2.0",
     ]  # fmt: skip
     assert cells(text, "none")[2:4] == ["3", "20.0 ± 5.0"]
-    assert cells(text, "norm-clip")[2:4] == ["1", "25.0"]
+    assert cells(text, "mme-clip")[2:4] == ["1", "25.0"]
     assert cells(text, "single")[2:4] == ["1", "8.3"]
     assert "`mme`" not in text
     assert "Chance: top-1 8.3%, pair 16.7%, direction 50 %" in text
@@ -196,12 +196,12 @@ def in_this_process(monkeypatch):
 def test_a_row_in_little_from_the_set_to_the_table(tmp_path, in_this_process):
     place = Place(study=Study(tmp_path), size=TINY, seed=1, device="cpu", workers=0)
     prepare_data(place.study, TINY, device="cpu", workers=1)
-    for name in ("mme-object", "single"):
+    for name in (BASE, "single"):
         run_row(name, place)
-    folder = place.study.row("mme-object", 1)
+    folder = place.study.row(BASE, 1)
     result = json.loads((folder / "result.json").read_text())
     assert (result["row"], result["seed"], list(result["curve"])) == (
-        "mme-object",
+        BASE,
         1,
         [str(k + 1) for k in range(CURVE)],
     )
@@ -217,8 +217,8 @@ def test_a_row_in_little_from_the_set_to_the_table(tmp_path, in_this_process):
     before = (folder / "pretrain" / "log.jsonl").stat().st_mtime_ns
     (folder / "result.json").unlink()
     (folder / "finetune" / "test.json").unlink()
-    run_row("mme-object", place)
+    run_row(BASE, place)
     again = json.loads((folder / "result.json").read_text())
     assert {**again, "seconds": None} == {**result, "seconds": None}
     assert (folder / "pretrain" / "log.jsonl").stat().st_mtime_ns == before
-    assert cells(write_report(place.study, TINY), "mme-object")[2] == "1"
+    assert cells(write_report(place.study, TINY), BASE)[2] == "1"
