@@ -4,6 +4,7 @@ Without torchrun's environment there is one process, and torch.distributed is no
 """
 
 import dataclasses
+import datetime
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +41,9 @@ def open_group(device: str = "auto") -> Iterator[Group]:
     together = world_size > 1
     if together:
         dist.init_process_group(
-            "nccl" if chosen.type == "cuda" else "gloo", device_id=chosen if chosen.type == "cuda" else None
+            "nccl" if chosen.type == "cuda" else "gloo",
+            device_id=chosen if chosen.type == "cuda" else None,
+            timeout=_PATIENCE,
         )
     try:
         yield Group(rank, world_size, chosen)
@@ -49,6 +52,9 @@ def open_group(device: str = "auto") -> Iterator[Group]:
             dist.destroy_process_group()
 
 
+_PATIENCE = datetime.timedelta(hours=1)
+"""How long processes wait for one another. In a test they meet at its end only, and one may have had the longer videos;
+NCCL's own ten minutes would end it there."""
 _TORCHRUN = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
 
 
