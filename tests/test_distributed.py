@@ -44,7 +44,7 @@ def test_the_device_is_what_is_there(monkeypatch):
 def test_the_group_is_left_also_after_an_error(monkeypatch):
     left = []
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, device_id: left.append(backend))
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, **_: left.append(backend))
     monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: left.append("left"))
     with pytest.raises(RuntimeError, match="on the way"), open_group("cpu"):
         raise RuntimeError("on the way")
