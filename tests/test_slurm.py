@@ -179,7 +179,7 @@ def test_fine_tuning_is_requeued_resumed_and_tested(cluster, videos, tmp_path):
     run, listed = tmp_path / "run", tmp_path / "labelled.txt"
     listed.write_text("".join(f"{number}.avi {number % 2}\n" for number in range(4)))
     options = ["--dataset", listed, "--root", videos, "--test-list", listed, "--recipe", "small", "--test-clips", "1",
-               "--test-crops", "1", "--model", "vit_micro", "--device", "cpu", "--batch-size", "4", "--steps", "4",
+               "--test-crops", "1", "--model", "vit_micro", "--device", "cpu", "--batch-size", "4", "--steps", "200",
                "--workers", "0", "--out", run]  # fmt: skip
     job = cluster.sbatch("--nodes=2", "--cpus-per-task=2", script("finetune"), *options, cwd=tmp_path)
     cluster.wait_until(lambda: (run / "log.jsonl").exists() and (run / "log.jsonl").read_text(), what="a first step")
@@ -187,6 +187,6 @@ def test_fine_tuning_is_requeued_resumed_and_tested(cluster, videos, tmp_path):
     (ended,) = cluster.wait(job, 240)
     said = log(tmp_path, job)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1"), said
-    assert [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+    assert [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()] == list(range(1, 201))
     tested = json.loads((run / "test.json").read_text())
-    assert (tested["command"], tested["step"], tested["videos"]) == ("finetune-motion", 4, 4)
+    assert (tested["command"], tested["step"], tested["videos"]) == ("finetune-motion", 200, 4)
