@@ -19,6 +19,7 @@ from study_report import write_report
 from study_row import FRAME_ORDERS, Place, run_row
 from study_rows import BASE, ROWS, SIZES, row
 
+from data_specs.cores import usable_cores
 from data_specs.interrupts import EXIT_INTERRUPTED, Interrupts
 
 CONTROLS = FRAME_ORDERS[1:]
@@ -34,7 +35,7 @@ def main() -> int:
     if not options.report:
         try:
             check_settings(study, size, {"device": options.device})
-            prepare_data(study, size, device=options.device, workers=_cores())
+            prepare_data(study, size, device=options.device, workers=usable_cores())
         except (ValueError, RuntimeError, OSError) as error:
             print(f"study: {error}", file=sys.stderr)
             return 2
@@ -63,7 +64,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--report", action="store_true", help="only write the tables again")
     parser.add_argument("--one", nargs=2, metavar=("ROW", "SEED"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.jobs = (1 if options.device == "cuda" else _cores()) if options.jobs is None else options.jobs
+    options.jobs = (1 if options.device == "cuda" else usable_cores()) if options.jobs is None else options.jobs
     if min(options.seeds, options.jobs) < 1 or options.workers < 0:
         parser.error("--seeds and --jobs must be 1 or more, --workers 0 or more")
     try:
@@ -73,10 +74,6 @@ def _options() -> argparse.Namespace:
     if set(options.rows) & set(CONTROLS) and BASE not in options.rows:
         parser.error(f"{' and '.join(CONTROLS)} are of the encoder of {BASE}: name that row too")
     return options
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _run_all(options: argparse.Namespace, study: Study, interrupts: Interrupts) -> list[str]:

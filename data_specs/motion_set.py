@@ -16,14 +16,14 @@ A clip that is cut out of a longer one keeps both properties if its place is dra
 """
 
 import dataclasses
-import functools
-import hashlib
 import math
 from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from data_specs.keyed_random import keyed_generator
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -118,7 +118,7 @@ class MotionClip:
     place: tuple[float, float]
     """(x, y) of the shape at u = 0, without the camera."""
     path: Motion
-    """The shape's motion, relative to the ground, from (0, 0, 0, 0) at u = 0."""
+    """The shape's motion, relative to the ground and to `place`."""
     camera: Callable[[float], NDArray[np.float64]]
     """u to the shift (x, y) of everything that is seen."""
     radius: float
@@ -145,9 +145,8 @@ class MotionClip:
         shift = self.camera(u)
         image = self.ground.image(np.arange(width) - shift[0], np.arange(height) - shift[1])
         waves = self.texture.at(float(pose[3]))
-        for x in _copies(pose[0], width, self._reach):
-            for y in _copies(pose[1], height, self._reach):
-                self._paint(image, waves, x, y, float(pose[2]))
+        for x, y in self._centres(pose):
+            self._paint(image, waves, x, y, float(pose[2]))
         noise = np.random.default_rng((self.seed, frame)).normal(0, _NOISE, image.shape)
         return np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
 
@@ -160,21 +159,24 @@ class MotionClip:
         before, after = self.pose(start), self.pose(end)
         turn, zoom = after[2] - before[2], math.exp(after[3] - before[3])
         rotation = zoom * np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
-        for x in _copies(before[0], self.size[1], self._reach):
-            for y in _copies(before[1], self.size[0], self._reach):
-                offset = points - (x, y)
-                on_it = self._coverage(offset[:, 0], offset[:, 1], float(before[2])) >= 0.5
-                centre = np.array([x, y]) + after[:2] - before[:2]
-                moved[on_it] = centre + offset[on_it] @ rotation.T
+        for x, y in self._centres(before):
+            offset = points - (x, y)
+            on_it = self._coverage(offset[:, 0], offset[:, 1], float(before[2])) >= 0.5
+            centre = np.array([x, y]) + after[:2] - before[:2]
+            moved[on_it] = centre + offset[on_it] @ rotation.T
         return np.asarray(moved)
 
     def on_shape(self, points: NDArray[np.float64], frame: float) -> NDArray[np.bool_]:
         """Whether points (N, 2) of a frame show the shape."""
         pose, found = self.pose(frame), np.zeros(len(points), dtype=bool)
-        for x in _copies(pose[0], self.size[1], self._reach):
-            for y in _copies(pose[1], self.size[0], self._reach):
-                found |= self._coverage(points[:, 0] - x, points[:, 1] - y, float(pose[2])) >= 0.5
+        for x, y in self._centres(pose):
+            found |= self._coverage(points[:, 0] - x, points[:, 1] - y, float(pose[2])) >= 0.5
         return found
+
+    def _centres(self, pose: NDArray[np.float64]) -> list[tuple[float, float]]:
+        """(x, y) of the shape and of those of its copies on the torus that the frame shows."""
+        height, width = self.size
+        return [(x, y) for x in _copies(pose[0], width, self._reach) for y in _copies(pose[1], height, self._reach)]
 
     @property
     def _reach(self) -> float:
@@ -206,7 +208,7 @@ def motion_clip(
 
     size: (height, width) in pixels. No two clips have a texture in common, so the splits have none.
     """
-    rng = _generator("clip", seed, split, index)
+    rng = keyed_generator("clip", int(seed), split, int(index))
     height, width = size
     short = min(size)
     radius = short * rng.uniform(*_RADIUS)
@@ -250,7 +252,9 @@ def motion_clip(
 
 def split_labels(split: Split, count: int, seed: int = 0) -> NDArray[np.int64]:
     """The labels of a split's clips, int64 (count,): each as often as any other, to one, in random order."""
-    order: NDArray[np.int64] = _generator("labels", seed, split, 0).permutation(np.arange(count) % len(MOTIONS))
+    order: NDArray[np.int64] = keyed_generator("labels", int(seed), split, 0).permutation(
+        np.arange(count) % len(MOTIONS)
+    )
     return order
 
 
@@ -305,13 +309,3 @@ def _copies(centre: float, period: int, reach: float) -> list[float]:
 
 def _within(centre: float, reach: float, count: int) -> NDArray[np.int64]:
     return np.arange(max(0, math.ceil(centre - reach)), min(count - 1, math.floor(centre + reach)) + 1)
-
-
-@functools.lru_cache(maxsize=4)
-def _key(name: str, seed: int, split: str, index: int) -> int:
-    digest = hashlib.blake2b(repr((name, int(seed), split, int(index))).encode(), digest_size=16).digest()
-    return int.from_bytes(digest, "little")
-
-
-def _generator(name: str, seed: int, split: str, index: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=_key(name, seed, split, index)))

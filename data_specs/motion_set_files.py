@@ -11,7 +11,6 @@ import dataclasses
 import json
 import logging
 import multiprocessing
-import os
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from itertools import repeat
@@ -21,6 +20,7 @@ import cv2
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from data_specs.cores import usable_cores
 from data_specs.demo_clips import write_clip
 from data_specs.durable import replacing, write_file
 from data_specs.interrupts import Interrupts
@@ -86,7 +86,7 @@ def render_motion_set(root: Path, settings: MotionSetSettings, workers: int | No
     write_file(root / _SETTINGS_FILE, json.dumps(_described(settings), indent=2) + "\n")
     write_file(root / "classes.txt", "".join(f"{name}\n" for name in MOTIONS))
     context = multiprocessing.get_context("forkserver")
-    with Interrupts() as interrupts, ProcessPoolExecutor(workers or _cores(), context, _start_worker) as pool:
+    with Interrupts() as interrupts, ProcessPoolExecutor(workers or usable_cores(), context, _start_worker) as pool:
         for split in SPLITS:
             _render_split(root, split, settings, pool, interrupts)
     clips = ", ".join(f"{getattr(settings, split)} {split}" for split in SPLITS)
@@ -157,7 +157,3 @@ def _start_worker() -> None:
     """One thread for each worker: products of small matrices take ten times as long on several that are shared."""
     cv2.setNumThreads(1)
     threadpool_limits(1)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

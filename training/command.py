@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import jsonargparse
 import torch
 
+from data_specs.cores import usable_cores
 from data_specs.durable import write_file
 from data_specs.interrupts import EXIT_INTERRUPTED
 from data_specs.track_store import StoreError
@@ -142,8 +143,7 @@ def workers_of(options: jsonargparse.Namespace) -> int:
     """The option's, or cores of this machine for each of its processes, less the one that the process itself uses."""
     if options.workers is not None:
         return int(options.workers)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
 
 
 def steps_of(options: jsonargparse.Namespace, task: Task, *, epochs: int, batch_size: int) -> int:

@@ -7,12 +7,13 @@ from a generator that depends on which clip it is and on nothing else.
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
+
+from data_specs.keyed_random import keyed_generator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +100,9 @@ def rng_for(seed: int, epoch: int, video: int, repeat: int, purpose: str) -> np.
 
     The numbers depend on the five arguments alone, and those of two purposes or clips are independent.
     """
-    return _generator(purpose, int(seed), int(epoch), int(video), int(repeat))  # numpy's integers print differently
+    return keyed_generator(
+        purpose, int(seed), int(epoch), int(video), int(repeat)
+    )  # numpy's integers print differently
 
 
 def choose_start(num_frames: int, span: int, start_stride: int, rng: np.random.Generator) -> int:
@@ -112,12 +115,6 @@ def choose_start(num_frames: int, span: int, start_stride: int, rng: np.random.G
 
 @functools.lru_cache(maxsize=2)  # a batch can reach into the next epoch
 def _epoch_order(num_videos: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    order = _generator("order", int(seed), int(epoch)).permutation(num_videos)
+    order = keyed_generator("order", int(seed), int(epoch)).permutation(num_videos)
     order.setflags(write=False)
     return order
-
-
-def _generator(*key: int | str) -> np.random.Generator:
-    """A counter-based generator, keyed by a digest: no two keys share a stream, and none needs another's state."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
