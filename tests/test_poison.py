@@ -193,26 +193,49 @@ sys.exit(main({arguments(clips, tmp_path / "s", "--workers", 2, "--max-tries", 2
 # --- nodes ------------------------------------------------------------------------------------------------------------
 
 
+def held_driver(folder, command, look_seconds=10.0):
+    """A program for `command` on Ray whose workers tell that they are at a video (begun.NODE), and end it once they may
+    (go), so that what happens to their node happens in the middle of it, however fast they are.
+    """
+    return f"""
+import os, sys, time
+from pathlib import Path
+import extraction.ray_runner as runner
+import extraction.jobs
+
+def run_job(job):
+    if isinstance(job, extraction.jobs.VideoJob):
+        (Path({str(folder)!r}) / f"begun.{{os.getppid()}}").touch()
+        while not (Path({str(folder)!r}) / "go").exists():
+            time.sleep(0.01)
+    return extraction.jobs.run_job(job)
+
+runner.run_job = run_job
+runner._LOOK_SECONDS = {look_seconds}
+from extraction.cli import main
+sys.exit(main({command!r}))
+"""
+
+
+def wait_until_begun(run, folder, nodes):
+    """Returns once workers of so many nodes are at a video."""
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("begun.*"))) < nodes:
+        assert run.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_a_ray_without_nodes_is_not_waited_for(clips, undisturbed, tmp_path):
     """The raylet of the only node is killed, as the kernel may do; Ray itself would wait for another one for ever."""
     store = tmp_path / "s"
-    driver = f"""
-import sys
-import extraction.ray_runner as runner
-runner._LOOK_SECONDS = 1
-from extraction.cli import main
-sys.exit(main({arguments(clips, store, "--workers", 1, executor="ray")!r}))
-"""
+    driver = held_driver(tmp_path, arguments(clips, store, "--workers", 1, executor="ray"), look_seconds=1.0)
     quick = {"RAY_health_check_initial_delay_ms": "0", "RAY_health_check_period_ms": "500",
              "RAY_health_check_failure_threshold": "2"}  # fmt: skip
     environment = {**os.environ, **quick, "PYTHONPATH": str(REPOSITORY)}
     environment.pop("RAY_ADDRESS", None)
     with subprocess.Popen([sys.executable, "-c", driver], env=environment, stderr=subprocess.PIPE, text=True) as run:
-        deadline = time.monotonic() + 120
-        while not list(store.glob("partial/*/*.tries")):
-            assert run.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until_begun(run, tmp_path, nodes=1)
         (raylet,) = [p for p in psutil.Process(run.pid).children() if p.name() == "raylet"]
         raylet.kill()
         _, said = run.communicate(timeout=240)
@@ -227,24 +250,7 @@ def test_a_node_that_leaves_in_the_middle(clips, undisturbed, tmp_path):
     from ray.cluster_utils import Cluster
 
     store, options = tmp_path / "s", {"object_store_memory": 80 << 20}
-    # work that tells where it is, and lasts until it may go on
-    driver = f"""
-import os, sys, time
-from pathlib import Path
-import extraction.ray_runner as runner
-import extraction.jobs
-
-def run_job(job):
-    if isinstance(job, extraction.jobs.VideoJob):
-        (Path({str(tmp_path)!r}) / f"begun.{{os.getppid()}}").touch()
-        while not (Path({str(tmp_path)!r}) / "go").exists():
-            time.sleep(0.01)
-    return extraction.jobs.run_job(job)
-
-runner.run_job = run_job
-from extraction.cli import main
-sys.exit(main({arguments(clips, store, "--workers", 2, executor="ray")!r}))
-"""
+    driver = held_driver(tmp_path, arguments(clips, store, "--workers", 2, executor="ray"))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **options})
     try:
         node = cluster.add_node(num_cpus=1, **options)
@@ -253,11 +259,7 @@ sys.exit(main({arguments(clips, store, "--workers", 2, executor="ray")!r}))
         with subprocess.Popen(
             [sys.executable, "-c", driver], env=environment, stderr=subprocess.PIPE, text=True
         ) as run:
-            deadline = time.monotonic() + 120
-            while len(list(tmp_path.glob("begun.*"))) < 2:
-                assert run.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+            wait_until_begun(run, tmp_path, nodes=2)
             cluster.remove_node(node, allow_graceful=False)
             (tmp_path / "go").touch()
             _, said = run.communicate(timeout=240)
