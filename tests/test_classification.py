@@ -1,4 +1,6 @@
-"""Mixup, cutmix and the loss of soft labels against their formulas, timm's and torch's."""
+"""Mixup, cutmix, random erasing and the loss of soft labels against their formulas, timm's and torch's."""
+
+import random
 
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from timm.loss import SoftTargetCrossEntropy
 from torch.nn import functional
 
 from training.finetuning.classification import Classification
+from training.finetuning.erasing import ClipErasing
 from training.finetuning.mixing import ClipMixing
 from training.frames import normalise_frames
 
@@ -91,8 +94,51 @@ def test_both_are_mixed_as_by_timm_s_own_mixup():
     assert kinds == {"none", "mixup", "cutmix"}
 
 
-def objective(**changes):
-    return Classification(mixing=mixing(**changes), classes=CLASSES, clip_size=(T, H, W))
+def test_a_rectangle_of_a_clip_becomes_noise_in_all_of_its_frames():
+    """In as many clips as it should, with area and aspect in the ranges of the paper's code and timm's."""
+    height, width, count = 40, 56, 400
+    torch.manual_seed(0)
+    random.seed(0)
+    video = torch.full((count, 3, T, height, width), 9.0)  # N(0, 1) does not come to that
+    shares, aspects, noise = [], [], []
+    for clip in ClipErasing(0.25)(video):
+        erased = clip != 9
+        assert torch.equal(erased, erased[0, 0].expand_as(erased))
+        if not erased.any():
+            continue
+        rows, columns = (erased[0, 0].any(dim=1 - axis) for axis in (0, 1))
+        assert torch.equal(erased[0, 0], rows[:, None] & columns[None])
+        shares.append(erased[0, 0].float().mean().item())
+        aspects.append((rows.sum() / columns.sum()).item())
+        noise.append(clip[erased])
+    assert len(shares) == pytest.approx(0.25 * count, abs=3 * (0.25 * 0.75 * count) ** 0.5)
+    assert 0.015 < min(shares) < 0.06  # of .02, to whole pixels
+    assert 0.25 < max(shares) < 0.345
+    assert 0.25 < min(aspects) < 0.5
+    assert 2 < max(aspects) < 4
+    values = torch.cat(noise)
+    assert values.mean().item() == pytest.approx(0, abs=0.02)
+    assert values.std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_erasing_is_off_by_0_and_comes_before_mixing():
+    video, _ = clips(4)
+    assert torch.equal(ClipErasing(0.0)(video.clone()), video)
+    given, own = batch(4), objective(erase=1.0, mixup=0.8)
+    torch.manual_seed(1)
+    random.seed(1)
+    seed_numpy(1)
+    _, predictions = own.errors(linear, given, own.targets(given))
+    torch.manual_seed(1)
+    random.seed(1)
+    seed_numpy(1)
+    erased = ClipErasing(1.0)(normalise_frames(given["frames"]))
+    assert (erased != normalise_frames(given["frames"])).flatten(1).any(dim=1).all()
+    torch.testing.assert_close(predictions["scores"], linear(mixing(mixup=0.8)(erased, given["label"])[0]))
+
+
+def objective(erase=0.0, **changes):
+    return Classification(erasing=ClipErasing(erase), mixing=mixing(**changes), classes=CLASSES, clip_size=(T, H, W))
 
 
 def batch(count, seed=0):

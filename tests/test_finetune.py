@@ -40,6 +40,7 @@ test_clips: 2
 test_crops: 3
 """
 RANDOM = """rand_augment: rand-m9-mstd0.5-inc1
+random_erase: 0.5
 mixup: 0.8
 cutmix: 1.0
 label_smoothing: 0.1

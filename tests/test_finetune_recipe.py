@@ -38,6 +38,7 @@ def test_the_papers_fine_tuning(name, epochs, flip, sampling):
     recipe = load_finetune_recipe(name)
     assert {field: getattr(recipe, field) for field in TABLE_15} == TABLE_15
     assert (recipe.epochs, recipe.flip, recipe.sampling) == (epochs, flip, sampling)
+    assert recipe.random_erase == 0.25  # the released script's
     assert recipe.batch_size // recipe.clips_per_video == 128  # videos, as the authors' code counts them
     assert (recipe.frames, recipe.input_size, recipe.token_grid) == (16, 224, (8, 14, 14))
     operations = rand_augment_transform(recipe.rand_augment, {}).ops  # timm's reading of "RandAug (9, 0.5)"
@@ -75,6 +76,7 @@ def test_what_is_left_to_the_data_set():
         ({"jitter": [200, 320], "crop_area": [0.08, 1]}, "jitter is .200, 320.*input_size, 224, or more"),
         ({"rand_augment": "augmix-m3"}, "rand_augment is 'augmix-m3', must be as rand-m9"),
         ({"rand_augment": "rand-m9-x2"}, "rand_augment is 'rand-m9-x2'"),
+        ({"random_erase": 1.5}, "random_erase is 1.5, must lie within 0 to 1"),
         ({"mixup": -1}, "mixup is -1"),
         ({"mixup": 0, "mixup_switch_prob": 0.2}, "mixup_switch_prob: only one of"),
         ({"mixup": 0, "cutmix": 0, "mixup_prob": 0.2}, "mixup_prob: neither"),

@@ -15,6 +15,7 @@ from data_specs.video_files import check_links
 from training.distributed import Group
 from training.finetuning.classification import Classification
 from training.finetuning.classifier import HEAD_STD, ClassifierConfig, VideoClassifier
+from training.finetuning.erasing import ClipErasing
 from training.finetuning.initial_weights import head_is_loaded, load_classifier
 from training.finetuning.labelled_clips import LabelledClips
 from training.finetuning.mixing import ClipMixing
@@ -196,6 +197,7 @@ def build_task(
         kind="fine-tuning",
         model=built.model,
         objective=Classification(
+            erasing=ClipErasing(recipe.random_erase),
             mixing=mixing,
             classes=len(config.classes),
             clip_size=(recipe.frames, recipe.input_size, recipe.input_size),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from training.finetuning.erasing import ClipErasing
 from training.finetuning.mixing import ClipMixing
 from training.frames import normalise_frames
 from training.step_batches import Batch
@@ -21,6 +22,7 @@ class Classification:
     loss is the mean over the step's clips; the targets are labels (B, C) before they are mixed, which has no part in
     the best constant: a batch is mixed with itself."""
 
+    erasing: ClipErasing
     mixing: ClipMixing
     classes: int
     """C."""
@@ -52,7 +54,7 @@ class Classification:
 
     def errors(self, call: Call, batch: Batch, targets: Tensor) -> tuple[Tensor, Predictions]:
         """See `Objective`."""
-        video, labels = self.mixing(normalise_frames(batch["frames"]), batch["label"])
+        video, labels = self.mixing(self.erasing(normalise_frames(batch["frames"])), batch["label"])
         scores = call(video).float()
         return functional.cross_entropy(scores, labels, reduction="sum")[None], {"scores": scores}
 

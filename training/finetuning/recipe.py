@@ -63,6 +63,8 @@ class FinetuneRecipe:
     rand_augment: str | None = None
     """RandAugment as timm spells it: `rand-m9-mstd0.5-inc1` is magnitude 9 with noise of deviation 0.5, operations that
     grow with the magnitude, two for each clip. The same for all frames of a clip. null: none."""
+    random_erase: float = 0.0
+    """Chance that a rectangle of a clip, the same in all frames, becomes noise (Zhong et al. 2020), before mixing."""
     clips_per_video: int = 1
     """Clips taken of a video each time it is opened (repeated sampling, Hoffer et al., CVPR 2020)."""
 
@@ -154,7 +156,7 @@ class FinetuneRecipe:
         ]
         found += [
             f"{name} is {value}, must lie within 0 to 1"
-            for name in ("mixup_prob", "mixup_switch_prob")
+            for name in ("random_erase", "mixup_prob", "mixup_switch_prob")
             if not 0 <= (value := getattr(self, name)) <= 1
         ]
         below_one = ("label_smoothing", "drop_path", "head_dropout", "momentum")
