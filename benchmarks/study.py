@@ -17,7 +17,7 @@ from pathlib import Path
 from study_data import Study, check_settings, prepare_data
 from study_report import write_report
 from study_row import FRAME_ORDERS, Place, run_row
-from study_rows import BASE, ROWS, SIZES, row
+from study_rows import BASE, DEFAULT_ROWS, ROWS, SIZES, row
 
 from data_specs.cores import usable_cores
 from data_specs.interrupts import EXIT_INTERRUPTED, Interrupts
@@ -59,7 +59,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each row")
     parser.add_argument("--jobs", type=int, help="rows at a time; default: one a core, one on CUDA")
     parser.add_argument("--workers", type=int, default=0, help="processes that read clips, for each row")
-    parser.add_argument("--rows", nargs="+", help=f"these alone, of {', '.join(names)}; default: all")
+    parser.add_argument("--rows", nargs="+", help=f"these alone, of {', '.join(names)}; default: all but the lr ones")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--report", action="store_true", help="only write the tables again")
     parser.add_argument("--one", nargs=2, metavar=("ROW", "SEED"), help=argparse.SUPPRESS)
@@ -78,7 +78,7 @@ def _options() -> argparse.Namespace:
 
 def _run_all(options: argparse.Namespace, study: Study, interrupts: Interrupts) -> list[str]:
     """Compute the rows, seed by seed, in a process for each; returns those that failed. Signals are passed on."""
-    names = options.rows or [*(each.name for each in ROWS), *CONTROLS]
+    names = options.rows or [*DEFAULT_ROWS, *CONTROLS]
     # controls need the base's encoder
     waiting = [(name, seed) for seed in range(options.seeds) for name in sorted(names, key=CONTROLS.__contains__)]
     waiting = [(name, seed) for name, seed in waiting if not (study.row(name, seed) / "result.json").exists()]

@@ -3,13 +3,13 @@
 import json
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 from study_data import Study
 from study_row import FRAME_ORDERS
-from study_rows import BASE, ROWS, Size
+from study_rows import BASE, ROWS, Group, Size
 
 from data_specs.durable import replacing, write_file
 from data_specs.motion_set import MOTIONS
@@ -53,9 +53,10 @@ def _tables(results: dict[str, list[dict[str, Any]]], size: Size) -> str:
         "right one of the two, which only the order of the frames tells; `loss / constant`: of the last tenth of the "
         "pretraining, against the best constant prediction; `min`: of one seed, on one core.\n"
     ]
-    for group in ("pretraining", "ablation"):
+    for group in get_args(Group):
         rows = [(row.name, row.what) for row in ROWS if row.group == group]
-        parts.append(_table(group, rows, results))
+        if any(name in results for name, _ in rows):
+            parts.append(_table(group, rows, results))
     parts.append(_table("control", list(_CONTROLS.items()), results))
     return "\n".join(parts)
 

@@ -103,7 +103,8 @@ def _pretrain(chosen: Row, place: Place, folder: Path, seconds: _Seconds) -> dic
     _command(
         pretrain, "pretrain", seconds,
         "--store", place.study.store(clip_tracks=chosen.clip_tracks), "--root", place.study.videos, "--recipe", recipe,
-        "--model", size.model, "--steps", size.pretrain_steps, "--batch-size", size.batch_size, "--lr", size.base_lr,
+        "--model", size.model, "--steps", size.pretrain_steps, "--batch-size", size.batch_size,
+        "--lr", size.base_lr * chosen.lr_factor,
         "--save-every", size.pretrain_steps // CURVE, "--keep", CURVE + 1, "--figure-every", size.pretrain_steps,
         *place.options(run),
     )  # fmt: skip

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
-Group = Literal["pretraining", "ablation"]
+Group = Literal["pretraining", "ablation", "learning rate"]
 TRACKS = {"extends": "mme-object", "name": "study", "flow": "tvl1-fast", "length": 8}
 """The store of all rows but trackmae's: HOG, the camera, eight steps."""
 
@@ -75,6 +75,8 @@ class Row:
     """Fields of a recipe of pretrain-motion over the study's common ones; None: no pretraining."""
     clip_tracks: bool = False
     """Whether its trajectories run through the clip (TrackMAE), from the other store."""
+    lr_factor: float = 1.0
+    """Of the study's learning rate of pretraining."""
 
     @property
     def has_curve(self) -> bool:
@@ -84,6 +86,16 @@ class Row:
 
 def _of_base(name: str, what: str, **changes: Any) -> Row:
     return Row(name=name, group="ablation", what=what, changes={"extends": "mme-object", "heads": _HEADS, **changes})
+
+
+def _at_other_rates(name: str, changes: dict[str, Any]) -> list[Row]:
+    return [
+        Row(
+            name=f"{name}-lr-{factor:g}", group="learning rate", what=f"{name} at {factor:g} times the learning rate",
+            changes=changes, lr_factor=factor,
+        )
+        for factor in (0.5, 2.0)
+    ]  # fmt: skip
 
 
 _DISPLACEMENT = {"weight": 1.0, "normalise": "none"}
@@ -126,7 +138,12 @@ ROWS = (
             "heads": {"pixels": {"weight": 1.0, "normalise": "patch"}, "displacement": _DISPLACEMENT},
         }, clip_tracks=True,
     ),
+    *_at_other_rates("videomae", {"extends": "videomae"}),
+    *_at_other_rates("mme-object", {"extends": "mme-object"}),
+    *_at_other_rates(BASE, {"extends": "mme-object", "heads": _HEADS}),
 )  # fmt: skip
+DEFAULT_ROWS = tuple(each.name for each in ROWS if each.group != "learning rate")
+"""Those that are computed where none are named: the others say whether one learning rate is fair to all."""
 
 
 def row(name: str) -> Row:

@@ -17,7 +17,7 @@ from conftest import REPOSITORY
 from study_data import Study, check_settings, prepare_data
 from study_report import write_report
 from study_row import CURVE, FRAME_ORDERS, Place, accuracies, run_row
-from study_rows import BASE, ROWS, SIZES, Size, finetune_recipe, pretrain_recipe, row, track_recipes
+from study_rows import BASE, DEFAULT_ROWS, ROWS, SIZES, Size, finetune_recipe, pretrain_recipe, row, track_recipes
 
 from data_specs import motion_set_cli
 from data_specs.motion_set import MOTIONS
@@ -42,7 +42,8 @@ sizes = pytest.mark.parametrize("size", [*SIZES.values(), TINY], ids=[*SIZES, "t
 def test_rows_have_a_name_each():
     names = [each.name for each in ROWS] + list(FRAME_ORDERS[1:])
     assert len(set(names)) == len(names)
-    assert {each.group for each in ROWS} == {"pretraining", "ablation"}
+    assert {each.group for each in ROWS} == {"pretraining", "ablation", "learning rate"}
+    assert set(DEFAULT_ROWS) == {each.name for each in ROWS if each.lr_factor == 1}
     assert row("mme").name == "mme"
     with pytest.raises(ValueError, match=r"no row mmm; there are none, videomae, .*mme-object"):
         row("mmm")
@@ -74,7 +75,7 @@ def test_each_row_s_recipe_loads_and_fits_its_store(loaded, size):
             "MME's four trajectories of a patch are stored ones"
         )
         assert not recipe.flip
-        seen[each.name] = {**recipe.to_json(), "name": None}
+        seen[each.name] = {**recipe.to_json(), "name": None, "lr": each.lr_factor}
     for one, other in itertools.combinations(seen, 2):
         assert seen[one] != seen[other], f"{one} and {other} are the same pretraining"
 
