@@ -215,6 +215,10 @@ def test_a_probe_at_once_keeps_the_choice_away_from_the_test(run, tmp_path, file
     assert (linear["training_videos"], linear["validation_videos"], linear["validation_skipped"]) == (5, 3, 1)
     assert linear["validation"] == str(files / "test.csv")
     assert max(linear["validation_top1"].values()) == linear["validation_top1"][f"{linear['l2']:g}"]
+    kept = np.load(tmp_path / "a" / probe.LINEAR)
+    assert {name: value.shape for name, value in kept.items()} == {
+        "weight": (3, 60), "bias": (3,), "mean": (60,), "std": (60,),
+    }  # fmt: skip
     assert run("a", "--once", main=probe.main, recipe="probe") == 2  # it holds a run
     assert run("a", "--once", "--resume", main=probe.main, recipe="probe") == 0
 

@@ -46,6 +46,15 @@ def test_the_gradient_at_the_solution_is_zero_in_closed_form():
     assert fit.l2 in fit.validation_top1
 
 
+def test_a_saved_classifier_gives_the_same_scores_by_numpy_alone(tmp_path):
+    train = made(61, 0)
+    fit = fit_linear(train, made(37, 1), C)
+    fit.save(tmp_path / "linear.npz")
+    kept = np.load(tmp_path / "linear.npz")
+    scores = (train.features - kept["mean"]) / kept["std"] @ kept["weight"].T + kept["bias"]
+    np.testing.assert_array_equal(scores, fit.logits(train.features))
+
+
 @pytest.mark.parametrize("l2", [1.0, 1e-3])
 def test_the_solution_is_scipy_s(l2):
     train = made(61, 0)

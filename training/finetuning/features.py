@@ -7,6 +7,7 @@ no augmentation, so its accuracies are not those of that protocol.
 import dataclasses
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from data_specs.durable import replacing
 from training.distributed import Group
 from training.finetuning.testing import TestResult
 from training.finetuning.video_outputs import MOST_VIEWS, video_outputs
@@ -88,6 +90,11 @@ class LinearClassifier:
     def logits(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """(V, C), of features (V, D)."""
         return ((features - self.mean) / self.std) @ self.weight.T + self.bias
+
+    def save(self, file: Path) -> None:
+        """Write `weight`, `bias`, `mean` and `std` to an .npz file, which `numpy.load` reads."""
+        with replacing(file) as temporary, temporary.open("wb") as opened:
+            np.savez(opened, weight=self.weight, bias=self.bias, mean=self.mean, std=self.std)
 
     def test(self, features: Features) -> TestResult:
         """What a test of it finds; `write_test` writes it."""

@@ -43,6 +43,7 @@ COMMAND = command.Command(
     recipes={"": "svt-linear"},
     freezes=True,
 )
+LINEAR = "linear.npz"
 _HELD_OUT = "every fifth training video of each class"
 
 
@@ -139,6 +140,7 @@ def probe_once(given: Once, options: jsonargparse.Namespace, group: Group) -> in
         return EXIT_INTERRUPTED
     if group.is_main:
         facts["linear"] = _linear_facts(fitted, training, validation, given.validation_is)
+        fitted.save(options.out / LINEAR)
         logger.info("%s", said(write_test(options.out, fitted.test(test), given.training.classes, facts)))
     barrier()
     return EXIT_DONE
