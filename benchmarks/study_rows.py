@@ -50,7 +50,7 @@ _SMALL = Size(
 )  # fmt: skip
 SIZES = {
     "small": _SMALL,
-    "small-long": dataclasses.replace(_SMALL, pretrain_steps=2700),
+    "small-long": dataclasses.replace(_SMALL, pretrain_steps=2700, finetune_steps=1200),
     "medium": Size(
         train=24_000, val=1200, test=4800, height=96, width=128, set_frames=39, input_size=96, model="vit_tiny",
         frames=16, clip_stride=2, patch=16, grid_stride=8, batch_size=64, pretrain_steps=15_000, finetune_steps=3000,
