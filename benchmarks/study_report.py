@@ -15,13 +15,7 @@ from data_specs.durable import replacing, write_file
 from data_specs.motion_set import MOTIONS
 
 _CONTROLS = {"shuffled": f"{BASE}, frames shuffled", "single": f"{BASE}, one frame, repeated"}
-_COLUMNS = (
-    ("probe", "top1"),
-    ("probe", "motion"),
-    ("finetune", "top1"),
-    ("finetune", "motion"),
-    ("finetune", "direction"),
-)
+_COLUMNS = tuple((test, measure) for test in ("probe", "finetune") for measure in ("top1", "motion", "direction"))
 
 
 def write_report(study: Study, size: Size) -> str:
@@ -63,8 +57,9 @@ def _tables(results: dict[str, list[dict[str, Any]]], size: Size) -> str:
 
 def _table(title: str, rows: Sequence[tuple[str, str]], results: dict[str, list[dict[str, Any]]]) -> str:
     lines = [
-        f"| {title} | | seeds | probe top-1 | pair | fine-tuned top-1 | pair | direction | loss / constant | min |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"| {title} | | seeds | probe top-1 | pair | direction | fine-tuned top-1 | pair | direction | "
+        "loss / constant | min |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, what in rows:
         done = results.get(name, [])
