@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib import pyplot as plt
 from study_data import Study
-from study_row import FRAME_ORDERS
+from study_row import FRAME_ORDERS, confusion_of, motion_and_direction
 from study_rows import BASE, ROWS, Group, Size
 
 from data_specs.durable import replacing, write_file
-from data_specs.motion_set import MOTIONS
+from data_specs.motion_set import MOTIONS, partner
 
 _CONTROLS = {"shuffled": f"{BASE}, frames shuffled", "single": f"{BASE}, one frame, repeated"}
 _COLUMNS = tuple((test, measure) for test in ("probe", "finetune") for measure in ("top1", "motion", "direction"))
@@ -21,7 +22,7 @@ _COLUMNS = tuple((test, measure) for test in ("probe", "finetune") for measure i
 def write_report(study: Study, size: Size) -> str:
     """Write OUT/table.md and OUT/curves.png; returns the tables' text."""
     results = _results(study)
-    text = _tables(results, size)
+    text = _tables(study, results, size)
     write_file(study.out / "table.md", text)
     _draw_curves(study, results)
     return text
@@ -36,7 +37,7 @@ def _results(study: Study) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def _tables(results: dict[str, list[dict[str, Any]]], size: Size) -> str:
+def _tables(study: Study, results: dict[str, list[dict[str, Any]]], size: Size) -> str:
     chance = 1 / len(MOTIONS)
     parts = [
         f"{size.pretrain_steps} steps of pretraining and {size.finetune_steps} of fine-tuning, {size.batch_size} clips "
@@ -52,7 +53,27 @@ def _tables(results: dict[str, list[dict[str, Any]]], size: Size) -> str:
         if any(name in results for name, _ in rows):
             parts.append(_table(group, rows, results))
     parts.append(_table("control", list(_CONTROLS.items()), results))
+    parts += [_by_motion(study, results, test) for test in ("probe", "fine-tuned")]
     return "\n".join(parts)
+
+
+def _by_motion(study: Study, results: dict[str, list[dict[str, Any]]], test: str) -> str:
+    """Of the rows that are compared, pair / direction for each pair of motions, over the clips of all seeds."""
+    pairs = [(label, partner(label)) for label in range(len(MOTIONS)) if label < partner(label)]
+    names = [f"{MOTIONS[one]}, {MOTIONS[other]}" for one, other in pairs]
+    lines = [f"| {test}: pair / direction | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
+    for row in ROWS:
+        done = results.get(row.name, []) if row.has_curve else []
+        folders = [study.row(row.name, each["seed"]) for each in done]
+        last = [f"probe-{max(map(int, each['curve']))}" if test == "probe" else "finetune" for each in done]
+        runs = [folder / name for folder, name in zip(folders, last, strict=True)]
+        confusions = [confusion_of(run) for run in runs if (run / "confusion.csv").exists()]
+        if not confusions:
+            continue
+        found = [motion_and_direction(np.sum(confusions, axis=0), pair) for pair in pairs]
+        cells = [f"{100 * each['motion']:.0f} / {100 * each['direction']:.0f}" for each in found]
+        lines.append(f"| `{row.name}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _table(title: str, rows: Sequence[tuple[str, str]], results: dict[str, list[dict[str, Any]]]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from study_data import Study
 from study_rows import BASE, Row, Size, finetune_recipe, pretrain_recipe, row
 
@@ -146,14 +147,21 @@ def accuracies(run: Path) -> dict[str, float]:
     the share that is right: what the order of the frames decides, one half by chance.
     """
     top1 = float(json.loads((run / "test.json").read_text(encoding="utf-8"))["top1"])
-    confusion = np.loadtxt(
-        run / "confusion.csv", delimiter=",", skiprows=1, usecols=range(1, len(MOTIONS) + 1), ndmin=2
-    )
-    labels = np.arange(len(confusion))
-    right, turned = confusion[labels, labels].sum(), confusion[labels, [partner(label) for label in labels]].sum()
+    return {"top1": top1, **motion_and_direction(confusion_of(run), range(len(MOTIONS)))}
+
+
+def confusion_of(run: Path) -> NDArray[np.float64]:
+    """Counts of the test's clips by true and predicted label, (12, 12)."""
+    columns = range(1, len(MOTIONS) + 1)
+    return np.loadtxt(run / "confusion.csv", delimiter=",", skiprows=1, usecols=columns, ndmin=2)
+
+
+def motion_and_direction(confusion: NDArray[np.float64], labels: Sequence[int]) -> dict[str, float]:
+    """`motion` and `direction` as `accuracies` has them, of the clips of these labels."""
+    rows = np.asarray(labels)
+    right, turned = (confusion[rows, others].sum() for others in (rows, [partner(label) for label in labels]))
     return {
-        "top1": top1,
-        "motion": float((right + turned) / confusion.sum()),
+        "motion": float((right + turned) / confusion[rows].sum()),
         "direction": float(right / max(1, right + turned)),
     }
 

@@ -105,17 +105,23 @@ def test_the_test_s_clip_lies_in_the_middle_of_the_set_s(loaded, size):
     assert size.model in VIT_SIZES
 
 
-def test_accuracies_of_a_confusion_by_hand(tmp_path):
-    """Of four videos of each motion: three right and one for its partner, but of `right` all for `up`."""
-    counts = np.zeros((12, 12), dtype=int)
-    for label, other in enumerate([1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10]):
-        counts[label, label], counts[label, other] = 3, 1
-    counts[0] = 0
-    counts[0, MOTIONS.index("up")] = 4
-    with (tmp_path / "confusion.csv").open("w", newline="") as file:
+def write_confusion(run, counted, own=4):
+    """A confusion.csv with `own` right ones of each motion, but where `counted` has another number."""
+    counts = own * np.eye(12, dtype=int)
+    for place, count in counted.items():
+        counts[place] = count
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / "confusion.csv").open("w", newline="") as file:
         csv.writer(file).writerows(
             [["", *MOTIONS], *([name, *line] for name, line in zip(MOTIONS, counts, strict=True))]
         )
+
+
+def test_accuracies_of_a_confusion_by_hand(tmp_path):
+    """Of four videos of each motion: three right and one for its partner, but of `right` all for `up`."""
+    partners = enumerate([1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10])
+    turned = {(label, other): 1 for label, other in partners}
+    write_confusion(tmp_path, {**turned, (0, 1): 0, (0, 0): 0, (0, MOTIONS.index("up")): 4}, own=3)
     (tmp_path / "test.json").write_text(json.dumps({"top1": 33 / 48}))
     assert accuracies(tmp_path) == pytest.approx({"top1": 33 / 48, "motion": 44 / 48, "direction": 33 / 44})
 
@@ -135,7 +141,8 @@ def write_result(place, name, seed, top1, steps=(), minutes=2.0):
 
 
 def cells(text, name):
-    (line,) = [line for line in text.splitlines() if line.startswith(f"| `{name}` |")]
+    """Of the row in the first of the tables that have it."""
+    line, *_ = [line for line in text.splitlines() if line.startswith(f"| `{name}` |")]
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
@@ -147,6 +154,8 @@ def test_the_report_has_means_and_deviations_of_what_is_there(tmp_path):
     write_result(place, "mme-clip", 2, 0.25, steps=(450,))
     write_result(place, "single", 0, 0.0833)
     place.row("mme", 0).mkdir(parents=True)  # begun
+    for seed, wrong in ((0, MOTIONS.index("up")), (1, MOTIONS.index("left"))):  # of `right`: its own, and another's
+        write_confusion(place.row("mme-object", seed) / "probe-450", {(0, 0): 2, (0, wrong): 2})
     text = write_report(place, SIZES["small"])
     # deviations: of (.3, .4, .5) with n - 1 it is .1
     assert cells(text, "mme-object")[2:] == [
@@ -158,6 +167,10 @@ def test_the_report_has_means_and_deviations_of_what_is_there(tmp_path):
     assert cells(text, "single")[2:4] == ["1", "8.3"]
     assert "`mme`" not in text
     assert "Chance: top-1 8.3%, pair 16.7%, direction 50 %" in text
+    by_motion = text[text.index("| probe: pair / direction | right, left | down, up |") :].splitlines()
+    # 8 of `right`, 6 of them in its pair, of which 4 right; 8 of `left`; of the others 8 each
+    assert by_motion[2] == "| `mme-object` | 88 / 86 | 100 / 100 | 100 / 100 | 100 / 100 | 100 / 100 | 100 / 100 |"
+    assert by_motion[3] == ""
     assert (tmp_path / "table.md").read_text() == text
     assert (tmp_path / "curves.png").stat().st_size > 5000
 
