@@ -62,8 +62,8 @@ SIZES = {
         base_lr=6e-4, finetune_lr=1e-3, layer_decay=0.75, probed=24_000,
     ),
 }  # fmt: skip
-"""small: 100 minutes for all rows and three seeds on two cores; small-long: a quarter of an hour for a row on one. The
-others are for a GPU, and have not been run."""
+"""small: 107 minutes for all rows and three seeds on two cores (docs/study.md); small-long: some 20 for a row on one of
+them. The others are for a GPU, and have not been run."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
