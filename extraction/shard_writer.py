@@ -3,6 +3,7 @@
 Each array is written in whole zarr shards, by one writer, and the group's root metadata with the counts comes last.
 """
 
+import asyncio
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.sync import sync
 
 from data_specs.recipe import Recipe
 from data_specs.schema import FORMAT, STREAMED, VERSION, ArraySpec, VideoMeta, array_specs
@@ -67,8 +69,32 @@ def write_shard(
 ) -> None:
     """Write a shard to the folder `path`, which must not exist. sources: its videos, in list order.
 
-    more: attributes besides those that follow from the videos.
+    more: attributes besides those that follow from the videos. Where it fails, nothing goes on being written.
     """
+    try:
+        _write_shard(path, shard, sources, recipe, software, more or {})
+    except Exception:
+        sync(_others_end())
+        raise
+
+
+async def _others_end() -> None:
+    """zarr writes some files at once. Where one fails the others go on after the error, and make folders again that
+    were removed meanwhile.
+    """
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        await asyncio.wait(others)
+
+
+def _write_shard(
+    path: Path,
+    shard: int,
+    sources: Sequence[VideoSource],
+    recipe: Recipe,
+    software: dict[str, str],
+    more: Mapping[str, Any],
+) -> None:
     metas = [source.meta for source in sources]
     rows_points = np.repeat(
         np.array([m.points_per_start for m in metas], dtype=np.int64), [m.num_starts for m in metas]
@@ -98,7 +124,7 @@ def write_shard(
         "num_points": num_points,
         "num_cuts": num_cuts,
         "software": software,
-        **(more or {}),
+        **more,
     }
     group.update_attributes(sealed(path, attributes))
 

@@ -1,5 +1,6 @@
 """What goes wrong around a run, made to happen: disks, the store's folder, a second run, clocks, other videos."""
 
+import asyncio
 import contextlib
 import errno
 import itertools
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 from chaos_disk import Disk, can_mount
 from conftest import REPOSITORY, store_bytes
+from zarr.storage import LocalStore
 
 from data_specs.demo_clips import write_clip
 from data_specs.scene import random_scene
@@ -132,6 +134,35 @@ def test_a_disk_that_becomes_full_while_a_shard_is_put_together(
         assert before, "its videos are not lost"
         assert extract(clips, store, listing=some_missing) == 1
         assert store_bytes(store) == store_bytes(undisturbed)
+
+
+def test_what_zarr_still_writes_after_an_error_is_waited_for(
+    clips, some_missing, undisturbed, tmp_path, monkeypatch, capsys
+):
+    """An array's metadata and its groups' are written at once; the slower ones would bring the folder back."""
+    store, slow = tmp_path / "s", []
+    originals = {name: getattr(LocalStore, name) for name in ("set", "set_if_not_exists")}
+
+    def patched(name):
+        async def write(local, key, value):
+            if key == "video/index/zarr.json":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            slow.append(key)
+            await asyncio.sleep(0.3)
+            await originals[name](local, key, value)
+
+        return write
+
+    for name in originals:
+        monkeypatch.setattr(LocalStore, name, patched(name))
+    assert extract(clips, store, listing=some_missing) == 1
+    assert "No space left on device; the same command goes on" in capsys.readouterr().err
+    assert "video/zarr.json" in slow
+    time.sleep(0.5)
+    assert not list(store.glob("partial/*/.tmp-*"))
+    monkeypatch.undo()
+    assert extract(clips, store, listing=some_missing) == 1
+    assert store_bytes(store) == store_bytes(undisturbed)
 
 
 @needs_a_disk
