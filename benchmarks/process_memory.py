@@ -59,6 +59,8 @@ class MemorySampler:
                 if process.cmdline()[:1] and process.cmdline()[0].startswith(WORKER_TITLE):
                     kind = "worker"
                 memory, times = process.memory_full_info(), process.cpu_times()
+                if not memory.rss or not memory.uss:  # it is ending, and has given its memory back
+                    return None
                 return Sample(
                     time.monotonic(), kind, process.pid, memory.rss, memory.uss, times.user + times.system,
                     process.num_fds(), process.num_threads(),

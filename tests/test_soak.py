@@ -3,8 +3,12 @@
 import argparse
 import csv
 import json
+import os
+import threading
+import time
 
 import process_memory
+import psutil
 import pytest
 import scaling
 import soak
@@ -67,6 +71,27 @@ def test_memory_is_sampled_of_the_driver_and_its_workers(soaked):
     most = max(int(line["uss"]) for line in lines if line["kind"] == "worker")
     assert figures["memory"]["worker USS at most, MiB"] == most / (1 << 20)
     assert (out / "memory.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_process_that_is_ending_is_not_sampled(monkeypatch):
+    """For a moment it is still there, without memory."""
+    info = psutil.Process.memory_full_info
+    is_ending = threading.Event()
+    is_ending.set()
+
+    def memory_full_info(process):
+        return info(process)._replace(uss=0, rss=0) if is_ending.is_set() else info(process)
+
+    monkeypatch.setattr(psutil.Process, "memory_full_info", memory_full_info)
+    sampler = process_memory.MemorySampler(os.getpid(), 0.01)
+    time.sleep(0.2)
+    assert sampler.samples == []
+    is_ending.clear()
+    deadline = time.monotonic() + 30
+    while not sampler.samples:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert all(sampled.uss > 0 and sampled.rss > 0 for sampled in sampler.stop())
 
 
 def sample(pid, at, kind, uss, cpu=0.0):
