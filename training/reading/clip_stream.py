@@ -100,9 +100,8 @@ def rng_for(seed: int, epoch: int, video: int, repeat: int, purpose: str) -> np.
 
     The numbers depend on the five arguments alone, and those of two purposes or clips are independent.
     """
-    return keyed_generator(
-        purpose, int(seed), int(epoch), int(video), int(repeat)
-    )  # numpy's integers print differently
+    # numpy's integers print differently
+    return keyed_generator(purpose, int(seed), int(epoch), int(video), int(repeat))
 
 
 def choose_start(num_frames: int, span: int, start_stride: int, rng: np.random.Generator) -> int:
